@@ -1,0 +1,170 @@
+"""Claims, leases, and how long a lease may be believed.
+
+Authority
+    The store decides who holds a key. A :class:`Lease` is the store's answer to a :class:`Claim`; it is believed
+    without asking again until its ``deadline``.
+
+The trust formula
+    ``deadline = (monotonic time before the request was sent) + ttl - drift``, with
+    ``drift = 1 % of ttl + 2 ms``. The store starts counting when it executes the command, which is after it
+    was sent; so the holder stops trusting its lease before the store stops believing the holder. The drift covers
+    two clocks that tick at different rates (Redlock's formula; https://redis.io/docs/latest/develop/use/patterns/distributed-locks/).
+
+States of a granted lease, as its holder sees them::
+
+            granted, HELD, REASSERTED               the store answers HELD
+      ┌──────────────┐   deadline passes   ┌────────────┐
+      │     held     │ ──────────────────▶ │   unsure   │ ──▶ held
+      └──────────────┘                     └────────────┘
+             │   the store answers LOST, or GONE    │
+             │   while we did not release           │
+             └───────────────┬──────────────────────┘
+                             ▼
+                       ┌──────────┐
+                       │   lost   │   final
+                       └──────────┘
+
+All durations are seconds as floats; all deadlines here are on ``time.monotonic()``, which on Linux is the same
+clock in every process of a host.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+__all__ = ["Claim", "Completed", "Completion", "Contended", "Holder", "Lease", "Renewal", "deadline_of", "new_owner"]
+
+_DRIFT_RATE = 0.01
+_DRIFT_FLOOR = 0.002
+
+
+def new_owner() -> str:
+    """Return a random token of one execution: 32 hexadecimal digits."""
+    return os.urandom(16).hex()
+
+
+def deadline_of(sent: float, ttl: float) -> float:
+    """Return until when a lease of ``ttl`` seconds, asked for at monotonic time ``sent``, may be believed."""
+    return sent + ttl - (ttl * _DRIFT_RATE + _DRIFT_FLOOR)
+
+
+class Holder(TypedDict, total=False):
+    """What the store knows of one holder. Everything but key, owner, fence and remaining is told by the holder.
+
+    ``since`` is wall-clock time (seconds since the epoch, the holder's clock), ``remaining`` is how many seconds the
+    store will still believe it without hearing from it (negative: expired, and nobody else came).
+    """
+
+    key: str
+    owner: str
+    fence: int
+    remaining: float
+    since: float
+    task: str
+    id: str
+    retries: int
+    attempt: int
+    depth: int
+    host: str
+    pid: int
+    identifier: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The record that one delivery of a task did its work, kept until its message is known to be acknowledged.
+
+    Attributes:
+        key: the lock's key; the record lives beside the lock.
+        run: which run: task id, retries and lock attempt, joined.
+        ttl: seconds the store keeps it unless it is forgotten earlier.
+    """
+
+    key: str
+    run: str
+    ttl: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A wish to hold a key.
+
+    Attributes:
+        key: what must not run twice at once.
+        owner: random token of this execution; asking twice with one owner is asking once.
+        ttl: seconds a silent holder is believed.
+        limit: how many may hold the key at once.
+        record: what others may see of this holder: the optional fields of :class:`Holder`.
+        completion: set on a redelivered message: if the store remembers it, the answer is :class:`Completed`.
+    """
+
+    key: str
+    owner: str
+    ttl: float
+    limit: int = 1
+    record: Mapping[str, Any] = field(default_factory=dict)
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to hold ``key`` until ``deadline`` (monotonic seconds), renewed while the work goes on.
+
+    ``fence`` grows with every grant of a key (limit 1). A fence of 0 means that it is not known whether the store
+    granted the claim; releasing such a lease also forbids its owner to be granted the key by a command still under way.
+    """
+
+    key: str
+    owner: str
+    fence: int
+    ttl: float
+    deadline: float
+
+    @classmethod
+    def unknown(cls, key: str, owner: str, ttl: float) -> Lease:
+        """Return what must be released when an acquire had no answer."""
+        return cls(key, owner, 0, ttl, time.monotonic() + ttl)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline; negative once it has passed."""
+        return self.deadline - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Contended:
+    """The store's answer "no": who holds the key, oldest first (empty when only waiters stand before us)."""
+
+    key: str
+    holders: tuple[Holder, ...] = ()
+
+    @property
+    def holder(self) -> Holder | None:
+        """The oldest holder, or None."""
+        return self.holders[0] if self.holders else None
+
+
+@dataclass(frozen=True)
+class Completed:
+    """The store's answer "this very delivery has already done its work"."""
+
+    key: str
+    run: str
+
+
+class Renewal(enum.IntEnum):
+    """What the store says of one lease when asked to renew it."""
+
+    #: Still listed (perhaps expired meanwhile, but nobody came); its time starts anew.
+    HELD = 1
+    #: The store had lost its data, the key was free, and the lease was entered again with its old fence.
+    REASSERTED = 2
+    #: Not listed, and the store remembers no reason: it was released.
+    GONE = 3
+    #: Its place was given to somebody else, or it was released by force.
+    LOST = 4
