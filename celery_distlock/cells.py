@@ -1,0 +1,237 @@
+"""What an executor and its worker's main process tell each other, without a system call.
+
+An :class:`Arena` is an anonymous shared ``mmap`` made before the pool forks: a fixed number of fixed-size
+:class:`Cell` s, one per supervised request that has been handed to the pool. The request carries its cell's number.
+
+Who writes what
+    ========== =============================== ============================================
+    field      executor                        main process (warden)
+    ========== =============================== ============================================
+    state      ASKING … DONE                   FREE, READY (only while nobody executes)
+    key, owner, ttl, fence                     --
+               before the state says so
+    deadline   when granted                    at every renewal
+    verdict    --                              LOST, once
+    ========== =============================== ============================================
+
+    ::
+
+        FREE ──admit──▶ READY ──▶ ASKING ──▶ GRANTED ──▶ RELEASING ──▶ DONE ──▶ FREE
+                          ▲          │                        │
+                          └─contended┘                        └─ the store did not answer: the warden goes on
+
+Every field is an aligned 8-byte word (or guarded by the checksum), so a reader never sees half of a number. The
+checksum covers the words that make up a lease: on a machine that reorders stores, a reader that sees GRANTED before
+the key's bytes finds the sum wrong and looks again later.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import zlib
+from dataclasses import dataclass
+
+from celery_distlock.lease import Lease
+
+__all__ = ["ASKING", "DONE", "FREE", "GRANTED", "READY", "RELEASING", "Arena", "Cell", "View"]
+
+FREE, READY, ASKING, GRANTED, RELEASING, DONE = range(6)
+
+_SIZE = 512
+_WORDS = _SIZE // 8
+# Word offsets within a cell.
+_STATE, _VERDICT, _DEADLINE, _TTL, _FENCE, _SUM, _COMPLETE, _KEYLEN = range(8)
+_OWNER = 8 * 8
+_OWNER_LEN = 32
+_KEY = _OWNER + _OWNER_LEN
+#: Longest key, in UTF-8 bytes, that a cell can hold.
+KEY_MAX = _SIZE - _KEY
+
+_LOST = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """One consistent look at a cell: its state and, once there is one, the lease in it.
+
+    ``complete`` is true when the executor, on releasing, asked for a completion record.
+    """
+
+    state: int
+    lease: Lease | None
+    complete: bool
+
+
+class Arena:
+    """A fixed number of cells in memory shared with every child forked later.
+
+    Arguments:
+        size: how many requests can be in the pool at once; further ones run without a cell, and their executor
+            keeps its lease alive itself.
+    """
+
+    def __init__(self, size: int = 4096) -> None:
+        self.id = os.urandom(8).hex()
+        self._map = mmap.mmap(-1, size * _SIZE)
+        self._bytes = memoryview(self._map)
+        self._ints = self._bytes.cast("q")
+        self._floats = self._bytes.cast("d")
+        self._free = list(range(size - 1, -1, -1))
+        # Requests are admitted by the consumer and dismissed by the warden, two threads.
+        self._lock = threading.Lock()
+
+    def take(self) -> Cell | None:
+        """Return a READY cell, or None when all are in use."""
+        with self._lock:
+            if not self._free:
+                return None
+            cell = Cell(self, self._free.pop())
+        cell.reset()
+        return cell
+
+    def give(self, cell: Cell) -> None:
+        """Take back a cell that nobody executes any more."""
+        self._ints[cell.base + _STATE] = FREE
+        with self._lock:
+            self._free.append(cell.index)
+
+    @property
+    def in_use(self) -> int:
+        """How many cells are taken."""
+        return len(self._ints) // _WORDS - len(self._free)
+
+
+class Cell:
+    """One cell of an arena, as seen from either side."""
+
+    __slots__ = ("_arena", "base", "index")
+
+    def __init__(self, arena: Arena, index: int) -> None:
+        self._arena = arena
+        self.index = index
+        self.base = index * _WORDS
+
+    # -- executor ---------------------------------------------------------------------------------------------
+
+    def asking(self, key: str, owner: str, ttl: float) -> bool:
+        """Say which key is being asked for, before the store hears of it; False if the key does not fit."""
+        raw = key.encode()
+        if len(raw) > KEY_MAX or len(owner) != _OWNER_LEN:
+            return False
+        arena, base = self._arena, self.base
+        start = base * 8
+        arena._bytes[start + _OWNER : start + _KEY] = owner.encode()
+        arena._bytes[start + _KEY : start + _KEY + len(raw)] = raw
+        arena._ints[base + _KEYLEN] = len(raw)
+        arena._floats[base + _TTL] = ttl
+        arena._ints[base + _FENCE] = 0
+        self._seal()
+        arena._ints[base + _STATE] = ASKING
+        return True
+
+    def granted(self, lease: Lease) -> None:
+        """Say that the store granted what was asked for."""
+        arena, base = self._arena, self.base
+        arena._floats[base + _DEADLINE] = lease.deadline
+        arena._ints[base + _FENCE] = lease.fence
+        self._seal()
+        arena._ints[base + _STATE] = GRANTED
+
+    def refused(self) -> None:
+        """Say that the store did not grant it."""
+        self._arena._ints[self.base + _STATE] = READY
+
+    def releasing(self, complete: bool) -> None:
+        """Say that the work is over; ``complete``: its completion record is to be left behind."""
+        arena, base = self._arena, self.base
+        arena._ints[base + _COMPLETE] = complete
+        arena._ints[base + _STATE] = RELEASING
+
+    def done(self) -> None:
+        """Say that the store has been told."""
+        self._arena._ints[self.base + _STATE] = DONE
+
+    # -- both -------------------------------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """Until when the lease may be believed (monotonic seconds)."""
+        return self._arena._floats[self.base + _DEADLINE]
+
+    @property
+    def lost(self) -> bool:
+        """True once the store said that the key was given to somebody else."""
+        return self._arena._ints[self.base + _VERDICT] == _LOST
+
+    @property
+    def state(self) -> int:
+        """The state alone: cheaper than :meth:`view`."""
+        return self._arena._ints[self.base + _STATE]
+
+    @property
+    def complete(self) -> bool:
+        """True when the executor, on releasing, asked for a completion record."""
+        return bool(self._arena._ints[self.base + _COMPLETE])
+
+    # -- main process -----------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Make the cell ready for another request."""
+        arena, base = self._arena, self.base
+        for word in (_VERDICT, _DEADLINE, _TTL, _FENCE, _SUM, _COMPLETE, _KEYLEN):
+            arena._ints[base + word] = 0
+        arena._ints[base + _STATE] = READY
+
+    def view(self) -> View | None:
+        """Look at the cell once; None if it was being written just then."""
+        arena, base = self._arena, self.base
+        ints, floats, start = arena._ints, arena._floats, base * 8
+        state = ints[base + _STATE]
+        complete = bool(ints[base + _COMPLETE])
+        if state < ASKING:
+            return View(state, None, complete)
+        if ints[base + _SUM] != self._checksum() or ints[base + _STATE] != state:
+            return None
+        length = ints[base + _KEYLEN]
+        lease = Lease(
+            key=bytes(arena._bytes[start + _KEY : start + _KEY + length]).decode(),
+            owner=bytes(arena._bytes[start + _OWNER : start + _KEY]).decode(),
+            fence=ints[base + _FENCE],
+            ttl=floats[base + _TTL],
+            deadline=floats[base + _DEADLINE],
+        )
+        return View(state, lease, complete)
+
+    def renewed(self, deadline: float) -> None:
+        """Write how long the lease may be believed from now on."""
+        self._arena._floats[self.base + _DEADLINE] = deadline
+
+    def lose(self) -> None:
+        """Write that the lease is lost."""
+        self._arena._ints[self.base + _VERDICT] = _LOST
+
+    def _checksum(self) -> int:
+        arena, base = self._arena, self.base
+        start = base * 8
+        length = min(arena._ints[base + _KEYLEN], KEY_MAX)
+        head = zlib.crc32(arena._bytes[start + _TTL * 8 : start + _SUM * 8])
+        return zlib.crc32(arena._bytes[start + _OWNER : start + _KEY + length], head)
+
+    def _seal(self) -> None:
+        self._arena._ints[self.base + _SUM] = self._checksum()
+
+
+_arena: Arena | None = None
+
+
+def install(arena: Arena | None) -> None:
+    """Make ``arena`` the one that this process, and every child forked from it, knows."""
+    global _arena
+    _arena = arena
+
+
+def attach(arena_id: str, index: int) -> Cell | None:
+    """Return a cell named by a request; None where its arena is not shared with this process (spawned children)."""
+    return Cell(_arena, index) if _arena is not None and _arena.id == arena_id else None

@@ -1,0 +1,262 @@
+"""A granted lock as its holder sees it, and which locks the running code holds.
+
+Whether a lock can still be relied upon is read from where its renewals are written: a shared cell that the worker's
+main process keeps (:mod:`celery_distlock.cells`), or, without one, a :class:`SelfKept` lease that this process's own
+thread renews. Either way reading it costs no round trip.
+
+Re-entrancy follows the execution stack: every thread, and every greenlet, has its own list of frames. A nested call
+on a key that a frame below it holds runs under that frame's lock; only the frame that acquired releases.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from celery_distlock.errors import LockLost, StoreUnavailable
+from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept, keeper
+from celery_distlock.lease import Claim, Completed, Contended, Lease, Renewal
+from celery_distlock.stores.base import LockStore
+
+__all__ = ["Frame", "HeldLock", "SelfKept", "Trust", "ask", "current_lock", "frames", "give_back", "holding"]
+
+log = logging.getLogger(__name__)
+
+TAKEN = "the store says that its place was given away"
+SILENT = "the store has been silent past the lease's deadline"
+
+
+class Trust(Protocol):
+    """Where the latest word about a lease is written."""
+
+    @property
+    def deadline(self) -> float:
+        """Until when the lease may be believed (monotonic seconds)."""
+
+    @property
+    def lost(self) -> bool:
+        """True once the store said that the lease is over."""
+
+
+class SelfKept(Kept):
+    """A lease that this process's own keeper renews until :meth:`end`.
+
+    Arguments:
+        store: where the lease lives.
+        lease: what was granted.
+        on_trouble: called once with :data:`TAKEN` or, per silence, :data:`SILENT`, in the keeper's thread.
+    """
+
+    def __init__(self, store: LockStore, lease: Lease, on_trouble: Callable[[str], None] | None = None) -> None:
+        self.store = store
+        self.deadline = lease.deadline
+        self.lost = False
+        self.look_at = time.monotonic() + lease.ttl / RENEWALS_PER_TTL
+        self._ttl = lease.ttl
+        self._lease: Lease | None = lease
+        self._on_trouble = on_trouble
+        self._user: weakref.ref[HeldLock] | None = None
+        keeper().keep(self)
+
+    def used_by(self, lock: HeldLock) -> None:
+        """Renew only while ``lock`` exists: an exception raised by a signal can strike before anybody owns it."""
+        self._user = weakref.ref(lock)
+
+    def end(self) -> None:
+        """Stop renewing; to be called before the release is sent, so that its effect is not taken for a loss."""
+        self._lease = None
+        keeper().drop(self)
+
+    def lease(self) -> Lease | None:
+        """Return the lease to renew; None once it has ended."""
+        lease = self._lease
+        if lease is not None and self._user is not None and self._user() is None:
+            self.end()
+            give_back(self.store, lease)
+            return None
+        return None if lease is None else Lease(lease.key, lease.owner, lease.fence, lease.ttl, self.deadline)
+
+    def ttl(self) -> float:
+        """Return the lease's ttl in seconds."""
+        return self._ttl
+
+    def on_renewed(self, deadline: float) -> None:
+        """Believe the lease until ``deadline``."""
+        self.deadline = deadline
+
+    def on_lost(self, answer: Renewal) -> None:
+        """Stop believing the lease."""
+        self.lost = True
+        if self._on_trouble is not None:
+            self._on_trouble(TAKEN)
+
+    def on_unsure(self, lease: Lease, reason: Exception) -> None:
+        """Report that the deadline passed in silence."""
+        if self._on_trouble is not None:
+            self._on_trouble(SILENT)
+
+
+class HeldLock:
+    """The lock the running code holds: ``self.lock`` in a task, :func:`current_lock` elsewhere.
+
+    Attributes:
+        key: what must not run twice at once.
+        owner: random token of this execution.
+        fence: a number that grows with every grant of the key; hand it to resources that can refuse smaller ones.
+    """
+
+    __slots__ = ("__weakref__", "_lease", "_store", "_trust", "released")
+
+    def __init__(self, lease: Lease, store: LockStore, trust: Trust) -> None:
+        self._lease = lease
+        self._store = store
+        self._trust = trust
+        self.released = False
+        if isinstance(trust, SelfKept):
+            trust.used_by(self)
+
+    @property
+    def key(self) -> str:
+        """The key that is held."""
+        return self._lease.key
+
+    @property
+    def owner(self) -> str:
+        """The random token of this execution."""
+        return self._lease.owner
+
+    @property
+    def fence(self) -> int:
+        """The number of this grant."""
+        return self._lease.fence
+
+    @property
+    def ttl(self) -> float:
+        """Seconds for which the store believes a silent holder."""
+        return self._lease.ttl
+
+    @property
+    def held(self) -> bool:
+        """True while the lock can be relied upon; costs no round trip."""
+        return not self.released and not self._trust.lost and time.monotonic() < self._trust.deadline
+
+    @property
+    def remaining(self) -> float:
+        """Seconds for which the lock can be relied upon without another word from the store; 0.0 if not held."""
+        return max(0.0, self._trust.deadline - time.monotonic()) if self.held else 0.0
+
+    @property
+    def lost(self) -> bool:
+        """True once the store said that somebody else may hold the key."""
+        return self._trust.lost
+
+    def check(self) -> None:
+        """Return if the lock can be relied upon now.
+
+        Costs no round trip: call it before every step that must not happen twice.
+
+        Raises:
+            LockLost: the key was given to somebody else, the store has been silent for too long, or the lock was
+                released.
+        """
+        if self.released:
+            raise LockLost(self.key, "it has been released")
+        if self._trust.lost:
+            raise LockLost(self.key, TAKEN)
+        if time.monotonic() >= self._trust.deadline:
+            raise LockLost(self.key, SILENT)
+
+    def confirm(self) -> str | None:
+        """Say at the end of the work whether the lock was held through it; ask the store only past the deadline.
+
+        Returns:
+            None if it was held, :data:`TAKEN` if it is known that it was not, :data:`SILENT` if nobody can tell.
+        """
+        if self._trust.lost:
+            return TAKEN
+        if time.monotonic() < self._trust.deadline:
+            return None
+        try:
+            (answer,) = self._store.renew([self._lease])
+        except StoreUnavailable:
+            return SILENT
+        return None if answer in (Renewal.HELD, Renewal.REASSERTED) else TAKEN
+
+    def __repr__(self) -> str:
+        state = "held" if self.held else "lost" if self._trust.lost else "released" if self.released else "unsure"
+        return f"<{type(self).__name__} {self.key!r} fence={self.fence} {state}>"
+
+
+@dataclass
+class Frame:
+    """One running piece of code and the lock it runs under.
+
+    Attributes:
+        subject: the task, :class:`~celery_distlock.Lock` or function that runs.
+        lock: the lock.
+        owns: whether this frame acquired it; the others re-entered.
+    """
+
+    subject: Any
+    lock: HeldLock
+    owns: bool
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+
+_local = _Local()
+
+
+def frames() -> list[Frame]:
+    """Return the frames of this thread or greenlet, innermost last."""
+    return _local.frames
+
+
+def holding(key: str) -> HeldLock | None:
+    """Return the lock on ``key`` under which this thread or greenlet already runs."""
+    for frame in reversed(_local.frames):
+        if frame.lock.key == key and not frame.lock.released:
+            return frame.lock
+    return None
+
+
+def current_lock() -> HeldLock | None:
+    """Return the innermost lock under which the calling code runs; None outside of any."""
+    stack = _local.frames
+    return stack[-1].lock if stack else None
+
+
+def ask(store: LockStore, claim: Claim) -> Lease | Contended | Completed:
+    """Ask once; if there is no answer, see to it that the claim is not granted behind our back.
+
+    Raises:
+        StoreUnavailable: there was no answer. Whatever the store may have granted is being given back.
+    """
+    try:
+        return store.acquire(claim)
+    except BaseException:
+        # Not only StoreUnavailable: SIGTERM, a time limit or a killed greenlet can interrupt the wait for the reply.
+        give_back(store, Lease.unknown(claim.key, claim.owner, claim.ttl))
+        raise
+
+
+def give_back(store: LockStore, lease: Lease) -> None:
+    """Release ``lease`` in the background, until its deadline at the latest."""
+    keeper().give_back(store, lease)
+
+
+def _forget_frames() -> None:
+    # The parent's locks are the parent's, though the code that took them goes on in both.
+    _local.frames = []
+
+
+os.register_at_fork(after_in_child=_forget_frames)

@@ -1,0 +1,48 @@
+"""Waiting in place for a key: outside of workers, in eager mode, and briefly for a task's own predecessor."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from celery_distlock.held import ask
+from celery_distlock.lease import Claim, Completed, Contended, Lease
+from celery_distlock.stores.base import LockStore
+
+__all__ = ["wait_for"]
+
+# Polling starts fast, since most holders are about to finish, and never asks more often than ten times a second later.
+_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.1
+
+
+def wait_for(
+    store: LockStore, claim: Claim, timeout: float | None = None, answer: Contended | None = None
+) -> Lease | Contended | Completed:
+    """Ask for a key until it is granted or ``timeout`` seconds have passed.
+
+    Arguments:
+        store: whom to ask.
+        claim: what to ask for.
+        timeout: seconds to wait; 0.0 asks once; None waits for ever.
+        answer: the last answer, if one was received just now.
+
+    Returns:
+        the lease, or the last refusal.
+
+    Raises:
+        StoreUnavailable: the store gave no answer.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    while True:
+        if answer is None:
+            got = ask(store, claim)
+            if not isinstance(got, Contended):
+                return got
+        else:
+            got, answer = answer, None
+        left = float("inf") if end is None else end - time.monotonic()
+        if left <= 0:
+            return got
+        time.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+        pause = min(_LAST_PAUSE, pause * 1.5)
