@@ -1,0 +1,218 @@
+"""The base class: options, keys, and the guard around ``__call__``.
+
+The guard is put around whatever ``__call__`` a subclass ends up with, when the class is made. So a subclass, or a
+mix-in, that overrides ``__call__`` without ``super()`` still runs under its lock; ``before_start`` and the ``on_…`` hooks
+are not used by this library at all and may be overridden freely.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from celery import Task
+
+from celery_distlock.errors import LockConfigError
+from celery_distlock.held import HeldLock, frames
+from celery_distlock.keys import KeyFunction, KeySpec, compile_key
+from celery_distlock.options import LockOptions, call_options, check_wait, conf_options, merge, task_options
+from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.of_app import store_of
+from celery_distlock.task.attempt import run_direct, run_traced
+from celery_distlock.task.run import OPTIONS_HEADER
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["LockedTask", "rebase"]
+
+log = logging.getLogger(__name__)
+
+#: A completion record outlives the visibility timeout of its message this many times.
+_VISIBILITY_MARGIN = 2.0
+_DEFAULT_VISIBILITY = 3600.0
+
+
+class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
+    """A task that runs only while it holds a lock named by its own arguments.
+
+    ::
+
+        @app.task(base=LockedTask, lock_key="order:{order_id}", acks_late=True)
+        def charge(order_id): ...
+
+    The options (``lock_key``, ``lock_ttl``, ``lock_limit``, ``lock_on_contention`` …) are described, with their
+    defaults, by :class:`~celery_distlock.options.LockOptions`. App-wide defaults are ``app.conf.distlock_…``, one
+    call's are ``apply_async(lock={"ttl": 60})``.
+
+    Raises:
+        LockConfigError: (when the task is defined) an option is wrong.
+    """
+
+    abstract = True
+    Request = "celery_distlock.worker:SupervisedRequest"
+
+    # The app's defaults, overridden by the class's own options; set when the task is bound.
+    _lock_options: LockOptions = LockOptions()
+    _lock_key: KeyFunction
+    _lock_completion_ttl: float = _DEFAULT_VISIBILITY * _VISIBILITY_MARGIN
+    _lock_said: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _guard(cls)
+        attributes = _attributes(cls)
+        name = attributes.get("name") or cls.__qualname__
+        options = merge(task_options(attributes, where=f"task {name}"))
+        if "run" in attributes:
+            # Checked here, where it is written; compiled again when the task is bound and has its final name.
+            _compile(cls, name, options.key)
+
+    @classmethod
+    def bind(cls, app: Celery) -> Any:
+        """Bind the task to an app: check its options together with the app's, and have the worker supervise it."""
+        bound = super().bind(app)
+        where = f"task {cls.name}"
+        # Read again: task_annotations may have added some.
+        cls._lock_options = merge(conf_options(app.conf), task_options(_attributes(cls), where=where))
+        check_wait(cls._lock_options, bool(cls.acks_late), where)
+        cls._lock_key = staticmethod(_compile(cls, cls.name, cls._lock_options.key))
+        transport = app.conf.broker_transport_options or {}
+        visibility = float(transport.get("visibility_timeout") or _DEFAULT_VISIBILITY)
+        cls._lock_completion_ttl = visibility * _VISIBILITY_MARGIN
+        # Imported here: a publisher needs nothing of the worker's.
+        from celery_distlock.worker.steps import supervise
+
+        supervise(app)
+        return bound
+
+    @property
+    def lock(self) -> HeldLock | None:
+        """The lock this task runs under; None where it runs without one.
+
+        That is: ``lock_key`` gave None for these arguments, or the store could not be asked and
+        ``lock_on_store_error="run"``.
+        """
+        request = self.request_stack.top
+        for frame in reversed(frames()):
+            if frame.subject is request or frame.subject is self:
+                return frame.lock
+        return None
+
+    def apply_async(  # noqa: D417  # the other arguments are Celery's
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        *more: Any,
+        lock: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Publish the task.
+
+        Arguments:
+            lock: lock options for this call only, without their prefix: ``{"ttl": 60, "on_contention": "skip"}``.
+                They travel in a header and survive retries.
+
+        Raises:
+            LockConfigError: one of them is wrong.
+        """
+        if lock is not None:
+            options["headers"] = self._lock_header(options.get("headers"), lock)
+        return super().apply_async(args, kwargs, *more, **options)
+
+    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:  # noqa: D417
+        """Run the task here and now, under its lock.
+
+        Arguments:
+            lock: as for :meth:`apply_async`.
+        """
+        lock = options.pop("lock", None)
+        if lock is not None:
+            options["headers"] = self._lock_header(options.get("headers"), lock)
+        return super().apply(args, kwargs, *more, **options)
+
+    def _lock_header(self, headers: Mapping[str, Any] | None, lock: Mapping[str, Any]) -> dict[str, Any]:
+        where = f"task {self.name}"
+        given = call_options(lock, where=where)
+        options = merge(self._lock_options.__dict__, given)
+        if "key" in given:
+            _compile(type(self), self.name, options.key)
+        return {**(headers or {}), OPTIONS_HEADER: given}
+
+    @property
+    def _lock_store(self) -> LockStore:
+        return store_of(self._get_app())
+
+    def _lock_options_of(self, request: Any) -> LockOptions:
+        given = request.headers.get(OPTIONS_HEADER) if request.headers else None
+        if not given:
+            return self._lock_options
+        return merge(self._lock_options.__dict__, call_options(given, where=f"task {self.name}"))
+
+    def _lock_key_of(self, request: Any, args: Any, kwargs: Any) -> str | None:
+        given = request.headers.get(OPTIONS_HEADER) if request is not None and request.headers else None
+        if given and "key" in given:
+            return _compile(type(self), self.name, self._lock_options_of(request).key)(args, kwargs)
+        return type(self)._lock_key(args, kwargs)
+
+    def _lock_warn_once(self, sentence: str) -> None:
+        cls = type(self)
+        if sentence not in cls._lock_said:
+            cls._lock_said = cls._lock_said | {sentence}
+            log.warning("Task %s: %s", self.name, sentence)
+
+
+def _attributes(cls: type[LockedTask]) -> dict[str, Any]:
+    """Return what a class and the bases it adds to :class:`LockedTask`, mix-ins included, define."""
+    added = [base for base in reversed(cls.__mro__) if base not in LockedTask.__mro__]
+    return {name: value for base in added for name, value in vars(base).items()}
+
+
+def _compile(cls: type[LockedTask], name: str, spec: KeySpec) -> KeyFunction:
+    # A class that defines ``run(self, …)`` itself has it as a method; ``@app.task(bind=True)`` as a function of self;
+    # ``@app.task`` as a static one.
+    run = inspect.getattr_static(cls, "run")
+    if isinstance(run, staticmethod):
+        return compile_key(name, spec, run.__func__)
+    return compile_key(name, spec, run, bound=True)
+
+
+def _guard(cls: type[LockedTask]) -> None:
+    call = cls.__call__
+    if getattr(call, "_distlock_guard", False):
+        return
+    # Celery's own __call__ is looked up late: the worker replaces it.
+    plain = call is Task.__call__ or call is vars(LockedTask).get("__call__")
+
+    @functools.wraps(call)
+    def guarded(self: LockedTask, *args: Any, **kwargs: Any) -> Any:
+        request = self.request_stack.top
+        traced = request is not None and not request.called_directly
+        if traced and not getattr(request, "distlock_entered", False):
+            body: Callable[..., Any] = self.run if plain else functools.partial(call, self)
+            return run_traced(self, request, body, args, kwargs)
+        body = functools.partial(Task.__call__ if plain else call, self)
+        return run_direct(self, body, args, kwargs)
+
+    guarded._distlock_guard = True  # type: ignore[attr-defined]
+    cls.__call__ = guarded  # type: ignore[method-assign]
+
+
+def rebase(app: Celery, task: Any, options: Mapping[str, Any]) -> None:
+    """Turn a registered task into a :class:`LockedTask` with these options, in place.
+
+    Its class stays in front: what it overrides stays overridden, its own ``Request`` class, if it has one, stays its own.
+
+    Raises:
+        LockConfigError: an option is wrong, or the task is a LockedTask already.
+    """
+    cls = type(task)
+    if issubclass(cls, LockedTask):
+        raise LockConfigError(f"task {task.name}: is a LockedTask already; give the options where it is defined")
+    task.__class__ = type(cls.__name__, (cls, LockedTask), {"__module__": cls.__module__, **options})
+    task.__class__.bind(app)
+    # A tracer built before would call the body without the lock.
+    task.__trace__ = None

@@ -1,0 +1,170 @@
+"""What happens to a task that did not get its lock.
+
+Every outcome goes through Celery's own tracer, so it leaves a result state, events and callbacks as any other
+outcome does:
+
+==========  ==================================================================================================
+``retry``   the message is published again, later, and the state is RETRY meanwhile. The task's own ``retries``,
+            id, chain, chord, links and expiry are carried; they do not notice.
+``wait``    treated as ``retry`` (parking comes with the next version)
+``skip``    SUCCESS with ``lock_skip_result``; what stands behind it in its chain does not run and is REVOKED
+``fail``    FAILURE with :class:`~celery_distlock.LockContended`, error callbacks run
+==========  ==================================================================================================
+
+Eager tasks and direct calls have no message to publish: for them ``retry`` and ``wait`` wait in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from celery.app.task import Context
+from celery.exceptions import Reject, Retry
+
+from celery_distlock.errors import DistLockError, LockConfigError, LockContended, LockTimeout, describe
+from celery_distlock.lease import Holder
+from celery_distlock.options import CONTENTION_POLICIES, LockOptions
+from celery_distlock.signals import lock_contended, lock_skipped
+from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
+
+__all__ = ["Contention", "decide", "retry_later", "skip"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contention:
+    """What a callable ``lock_on_contention`` is told.
+
+    Attributes:
+        key: the contended key.
+        holder: who holds it; None if unknown.
+        attempt: how often this run was refused before.
+        waited: seconds since it was first refused (0.0 the first time).
+    """
+
+    key: str
+    holder: Holder | None
+    attempt: int
+    waited: float
+
+
+def decide(task: Any, options: LockOptions, contention: Contention) -> str:
+    """Return the policy for this contention and tell everybody about it.
+
+    Raises:
+        LockConfigError: the callable returned something else than a policy.
+    """
+    policy = options.on_contention
+    if callable(policy):
+        policy = policy(task, contention)
+        if policy not in CONTENTION_POLICIES:
+            raise LockConfigError(
+                f"task {task.name}: lock_on_contention returned {policy!r}; allowed: {', '.join(CONTENTION_POLICIES)}"
+            )
+    lock_contended.send(
+        sender=task, task_id=task.request.id, key=contention.key, holder=contention.holder, policy=policy
+    )
+    return policy
+
+
+def skip(task: Any, request: Any, options: LockOptions, contention: Contention) -> Any:
+    """End the task as a success that did nothing; nothing that stands behind it runs.
+
+    Arguments:
+        request: the traced request; None for a direct call.
+    """
+    log.info(
+        "Task %s[%s] skipped: lock %r is held by %s",
+        task.name,
+        request.id if request else None,
+        contention.key,
+        describe(contention.holder),
+        extra={"key": contention.key, "holder": contention.holder},
+    )
+    if request is not None:
+        _stop_chain(task, request, LockContended(contention.key, contention.holder))
+    lock_skipped.send(
+        sender=task, task_id=request.id if request else None, key=contention.key, holder=contention.holder
+    )
+    return options.skip_result
+
+
+def retry_later(
+    task: Any, options: LockOptions, run: Run, key: str, error: DistLockError, holder: Holder | None = None
+) -> NoReturn:
+    """Publish the task again and end this attempt.
+
+    Raises:
+        Retry: always, once the message is out.
+        LockTimeout: ``lock_timeout`` has passed since the first attempt.
+        Reject: the broker did not take the new message; the old one goes back to it (``acks_late``).
+    """
+    request = task.request_stack.top
+    now = time.time()
+    since = float((request.headers or {}).get(SINCE_HEADER, now))
+    left = float("inf") if options.timeout is None else since + options.timeout - now
+    if left <= 0:
+        raise LockTimeout(key, now - since, holder) from error
+    delay = min(left, _back_off(options, run.attempt))
+    headers = {**(request.headers or {}), ATTEMPT_HEADER: run.attempt + 1, SINCE_HEADER: since}
+    # Not self.retry(): that would count against the task's own max_retries, or change them for good.
+    signature = task.signature_from_request(request, countdown=delay, retries=request.retries, headers=headers)
+    try:
+        signature.apply_async(add_to_parent=False)
+    except Exception as publish_error:
+        if task.acks_late:
+            log.error("Task %s[%s]: could not be published again: %r", task.name, run.id, publish_error)
+            raise Reject(publish_error, requeue=True) from publish_error
+        raise
+    raise Retry(exc=error, when=delay, is_eager=False, sig=signature)
+
+
+def _back_off(options: LockOptions, attempt: int) -> float:
+    # 2 ** 64 seconds are enough; a larger exponent would overflow before min() sees it.
+    delay = min(options.retry_backoff_max, options.retry_delay * 2.0 ** min(attempt, 64))
+    # Half fixed, half random: contenders that were refused together do not come back together.
+    return delay * random.uniform(0.5, 1.0) if options.retry_jitter else delay
+
+
+def _stop_chain(task: Any, request: Any, reason: LockContended) -> None:
+    """Let nothing that stands behind the task run, and give all of it a terminal state, so that no ``get()`` hangs."""
+    behind = [*(request.chain or ()), *(request.callbacks or ())]
+    # The tracer publishes what it finds here after the task returned.
+    request.chain = request.callbacks = None
+    if request.is_eager:
+        return
+    sentence = f"not run: task {task.name}[{request.id}] before it was skipped; {reason}"
+    for options in (options for signature in behind for options in _links(signature)):
+        # A link that stands in a chord's header counts down the chord, or its body would wait for ever.
+        link = Context(
+            id=options["task_id"],
+            task=None,
+            group=options.get("group_id"),
+            group_index=options.get("group_index"),
+            chord=options.get("chord"),
+            delivery_info={},
+        )
+        task.backend.mark_as_revoked(options["task_id"], sentence, request=link, store_result=True)
+
+
+def _links(signature: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the options of every task in a signature that somebody may be waiting for."""
+    options = signature.get("options") or {}
+    if options.get("task_id"):
+        yield options
+    kwargs = signature.get("kwargs") or {}
+    for name in ("tasks", "header", "body"):
+        part = kwargs.get(name)
+        if isinstance(part, Mapping):
+            yield from _links(part)
+        elif part:
+            for member in part:
+                yield from _links(member)
+    for callback in options.get("link") or ():
+        yield from _links(callback)
