@@ -1,0 +1,99 @@
+"""Messages delivered again while their first copy still runs.
+
+On Redis both deliveries share one delivery tag: acknowledging the copy would delete the original's message, publishing it
+anew would run the task twice. So the copy is parked: kept unacknowledged in the main process, occupying no pool slot, and not
+entered into the worker's state in the original's place.
+
+* A copy of a run in *this* worker waits for that run's end. If the run completed and its message was acknowledged, the copy is
+  acknowledged, too; if it was killed, the copy runs.
+* A copy of a run in *another* worker is tried again every :data:`RECHECK` seconds. It is then contended again, or
+  finds the completion record and ends, or finds the key free because the original died, and runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery.worker import state
+
+from celery_distlock.signals import lock_parked, lock_woken
+
+__all__ = ["Copies"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two tries of a copy whose original runs in another worker.
+RECHECK = 1.0
+
+
+class Copies:
+    """The parked copies of one worker. Called, and calling, in the consumer's thread (see :meth:`_soon`)."""
+
+    def __init__(self) -> None:
+        self._consumer: Any = None
+        self._behind: dict[str, list[Any]] = {}
+        self._parked: set[int] = set()
+
+    def connected(self, consumer: Any) -> None:
+        """Note a new connection: what was parked on the old one is delivered again by the broker."""
+        self._consumer = consumer
+        self._behind.clear()
+        self._parked.clear()
+
+    def park(self, request: Any, label: str, original: Any | None) -> None:
+        """Keep ``request``; ``original`` is the same run in this worker, None if it is elsewhere."""
+        _withdraw(request, original)
+        log.info("Task %s[%s] is a copy of a running task; parked until that ends", request.name, request.id)
+        lock_parked.send(sender=request.task, task_id=request.id, key=None, reason="redelivered")
+        self._parked.add(id(request))
+        self._soon(self._make_room)
+        if original is not None:
+            self._behind.setdefault(label, []).append(request)
+        else:
+            self._consumer.timer.call_after(RECHECK, self._wake, (request,))
+
+    def original_ended(self, label: str, completed: bool) -> None:
+        """Settle the copies of a run that has ended in this worker."""
+        for request in self._behind.pop(label, ()):
+            self._soon(self._acknowledge if completed else self._wake, request)
+
+    def _soon(self, function: Callable[..., None], *args: Any) -> None:
+        # Channels and QoS may be touched by the consumer's own thread or greenlet only; on the threads and green
+        # pools a request ends in the pool's.
+        self._consumer.timer.call_after(0, function, args)
+
+    def _make_room(self) -> None:
+        # A parked message does not count against the prefetch limit; the loop would apply that a poll too late.
+        self._consumer.qos.increment_eventually()
+        self._consumer.qos.update()
+
+    def _leave(self, request: Any) -> bool:
+        if id(request) not in self._parked:
+            return False
+        self._parked.discard(id(request))
+        self._consumer.qos.decrement_eventually()
+        return True
+
+    def _acknowledge(self, request: Any) -> None:
+        if self._leave(request):
+            request.acknowledge()
+
+    def _wake(self, request: Any) -> None:
+        if self._leave(request):
+            lock_woken.send(sender=request.task, task_id=request.id, key=None)
+            state.task_reserved(request)
+            self._consumer.on_task_request(request)
+
+
+def _withdraw(request: Any, original: Any | None) -> None:
+    # Undo what task_reserved() and on_accepted() did, without removing the original from the worker's state.
+    state.active_requests.discard(request)
+    state.reserved_requests.discard(request)
+    if original is not None:
+        state.requests[request.id] = original
+    elif state.requests.get(request.id) is request:
+        del state.requests[request.id]
+    # Or revoking it later would kill whatever runs by then in the child in which it was refused.
+    request.time_start = request.worker_pid = request._apply_result = request._terminate_on_ack = None

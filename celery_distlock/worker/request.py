@@ -1,0 +1,172 @@
+"""The task request of a locked task, in the worker's main process.
+
+Celery subclasses a task's ``Request`` for speed and replaces ``execute_using_pool`` and ``on_success`` there without
+calling the originals (celery #4526). Our part is therefore wrapped around whatever the subclass defines, when it is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery import states
+from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.worker.request import Request
+
+from celery_distlock.errors import LockLost
+from celery_distlock.task.attempt import Parked
+from celery_distlock.worker.warden import Supervised, Warden, run_of
+
+__all__ = ["SupervisedRequest"]
+
+log = logging.getLogger(__name__)
+
+
+class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hints
+    """A request whose executor's lock is supervised by the :class:`~celery_distlock.worker.Warden`."""
+
+    supervised: Supervised | None = None
+    #: Whether the broker may have delivered the message again meanwhile; see ``visibility``.
+    exposed = False
+    #: Which broker connection it came on.
+    generation = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "execute_using_pool" in cls.__dict__:
+            cls.execute_using_pool = _supervised_execution(cls.execute_using_pool)
+        if "on_success" in cls.__dict__:
+            cls.on_success = _supervised_success(cls.on_success)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if Warden.current is not None:
+            Warden.current.received(self)
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message."""
+        super().acknowledge()
+        if Warden.current is not None:
+            Warden.current.settled(self)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject the message."""
+        super().reject(requeue=requeue)
+        if Warden.current is not None:
+            Warden.current.settled(self)
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """Note which executor has begun."""
+        if self.supervised is not None:
+            self.supervised.warden.accepted(self.supervised, pid)
+        super().on_accepted(pid, time_accepted)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Handle a time limit; on a green pool the executor has ended by now."""
+        super().on_timeout(soft, timeout)
+        if not soft and self.supervised is not None and self.supervised.child is None:
+            self._end()
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Handle every ending but success: failures, retries, and the pool's report of a dead child."""
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if isinstance(error, Parked):
+            # Not acknowledged: both deliveries share one tag, and the message is the original's.
+            self._end()
+            Warden.current.copies.park(self, run_of(self).label, None)  # type: ignore[union-attr]
+            return
+        aborted = self.supervised.aborted if self.supervised is not None and not return_ok else None
+        if aborted is not None:
+            exc_info = self._aborted(aborted)
+            if exc_info is None:
+                self._end()
+                return
+        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        # A time limit is reported before the child is even signalled; the warden waits for its death.
+        if return_ok or aborted or isinstance(error, (WorkerLostError, Terminated, SystemExit, KeyboardInterrupt)):
+            self._end()
+        elif not isinstance(error, TimeLimitExceeded):
+            self._end_if_in_process()
+
+    def _aborted(self, error: LockLost) -> Any:
+        """Return what to report for a child that we killed; None if it had stored its success before."""
+        if self._stored_success():
+            log.warning("Task %s[%s] had succeeded when it was aborted: %s", self.name, self.id, error)
+            self.on_success((False, None, None))
+            return None
+        try:
+            raise error
+        except LockLost:
+            return ExceptionInfo()
+
+    def _stored_success(self) -> bool:
+        if self.ignore_result:
+            return False
+        try:
+            return bool(self.task.backend.get_task_meta(self.id)["status"] == states.SUCCESS)
+        except Exception:
+            return False
+
+    def _end_if_in_process(self) -> None:
+        if self.supervised is not None and self.supervised.child is None:
+            self._end()
+
+    def _end(self) -> None:
+        supervised = self.supervised
+        if supervised is None:
+            return
+        self.supervised = None
+        complete = supervised.cell is not None and supervised.cell.complete
+        supervised.warden.end(supervised)
+        supervised.warden.copies.original_ended(supervised.run.label, complete and self.acknowledged)
+
+
+def _supervised_execution(execute: Any) -> Any:
+    @functools.wraps(execute)
+    def execute_using_pool(self: SupervisedRequest, pool: Any, **kwargs: Any) -> Any:
+        warden = Warden.current
+        if warden is None:
+            return execute(self, pool, **kwargs)
+        _turn_away_copy(warden, self)
+        self.supervised = warden.admit(self)
+        try:
+            return execute(self, pool, **kwargs)
+        except BaseException:
+            # Revoked or expired, or the pool would not take it: nothing was started.
+            self._end()
+            raise
+
+    return execute_using_pool
+
+
+def _turn_away_copy(warden: Warden, request: SupervisedRequest) -> None:
+    """Keep a second delivery of a run that is in this worker's pool from getting there.
+
+    Raises:
+        TaskRevokedError: it is one; the worker then gives the pool slot back, and nothing else happens.
+    """
+    label = run_of(request).label
+    original = warden.running(label)
+    if original is None or request.revoked():
+        return
+    if request.task.acks_late:
+        warden.copies.park(request, label, original.request)
+    else:
+        log.info("Task %s[%s]: delivered again while it runs; this copy is dropped", request.name, request.id)
+        request.acknowledge()
+    raise TaskRevokedError(request.id)
+
+
+def _supervised_success(succeed: Any) -> Any:
+    @functools.wraps(succeed)
+    def on_success(self: SupervisedRequest, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        try:
+            return succeed(self, failed__retval__runtime, **kwargs)
+        finally:
+            self._end()
+
+    return on_success

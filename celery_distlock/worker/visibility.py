@@ -1,0 +1,91 @@
+"""Keep the broker from delivering a message again while this worker holds it.
+
+Kombu's Redis transport gives a message back to its queue when it has been unacknowledged for ``visibility_timeout``
+seconds, counted from its entry in a sorted set. Entering a new time there (``ZADD XX``, so that nothing is created)
+is a heartbeat: a message that a live worker holds, running, reserved, or scheduled for later, is never delivered twice.
+Other transports have nothing to refresh.
+
+The broker is another server than the store, so this is a thread of its own: a broker that hangs must not keep leases
+from being renewed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+__all__ = ["Visibility"]
+
+log = logging.getLogger(__name__)
+
+#: How many times per visibility timeout a message's time is refreshed.
+_PER_TIMEOUT = 3
+#: A message that was not refreshed for this part of the timeout may have been delivered again.
+_EXPOSED_AFTER = 0.9
+
+
+class Visibility:
+    """The refreshing thread; it starts with the first message of a transport that needs it."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Any] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def hold(self, request: Any) -> None:
+        """Refresh the request's message from now on, if its transport needs that."""
+        channel = request.message.channel
+        if not hasattr(channel, "unacked_index_key") or not hasattr(channel, "conn_or_acquire"):
+            return
+        request.refreshed_at = time.monotonic()
+        self._held[id(request)] = request
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, args=(channel.visibility_timeout,), name="distlock-visibility", daemon=True
+            )
+            self._thread.start()
+
+    def drop(self, request: Any) -> None:
+        """Stop refreshing the request's message: it was acknowledged or rejected."""
+        self._held.pop(id(request), None)
+
+    def drop_all(self) -> None:
+        """Stop refreshing everything: the connection it was received on is gone."""
+        self._held.clear()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+
+    @staticmethod
+    def exposed(request: Any) -> bool:
+        """Return whether the request's message may have been delivered again since it was received."""
+        refreshed = getattr(request, "refreshed_at", None)
+        if refreshed is None:
+            return False
+        gap = time.monotonic() - refreshed
+        return bool(request.exposed or gap > _EXPOSED_AFTER * request.message.channel.visibility_timeout)
+
+    def _run(self, timeout: float) -> None:
+        while not self._stop.wait(timeout / _PER_TIMEOUT):
+            try:
+                self._refresh()
+            except Exception as error:
+                # Tried again soon; a message that is exposed meanwhile is known by the gap.
+                log.warning("could not refresh the visibility of held messages: %r", error)
+
+    def _refresh(self) -> None:
+        by_channel: dict[Any, list[Any]] = {}
+        for request in list(self._held.values()):
+            by_channel.setdefault(request.message.channel, []).append(request)
+        for channel, requests in by_channel.items():
+            started = time.monotonic()
+            with channel.conn_or_acquire() as client:
+                now = time.time()
+                tags = {request.message.delivery_tag: now for request in requests}
+                client.zadd(channel.unacked_index_key, tags, xx=True)
+            for request in requests:
+                request.exposed = self.exposed(request)
+                request.refreshed_at = started
