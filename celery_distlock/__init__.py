@@ -46,7 +46,7 @@ _HOME = {
     "locked": "lock",
 }
 
-__all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605  # a list of names, computed
+__all__ = sorted([*_HOME, "__version__"])  # a list of names, computed
 
 
 def __getattr__(name: str) -> Any:

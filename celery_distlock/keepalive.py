@@ -13,8 +13,8 @@ What it does
 
 The thread sleeps in a selector until the next lease is due, until somebody wakes it, or until a watched file
 descriptor becomes readable (the warden watches its children that way). It survives every error: a renewal thread that
-dies while its holder runs on is the classic failure of such libraries. Under gevent and eventlet the thread, the selector
-and the socket pair are the patched ones.
+dies while its holder runs on is the classic failure of such libraries. Under gevent and eventlet the thread, the
+selector and the socket pair are the patched ones.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ class Kept(ABC):
     def on_lost(self, answer: Renewal) -> None:
         """Write down that the lease is lost; ``answer`` is LOST or GONE."""
 
-    def on_unsure(self, lease: Lease, reason: Exception) -> None:
+    def on_unsure(self, lease: Lease, reason: Exception) -> None:  # noqa: B027  # not everybody cares
         """Note that the deadline has passed without an answer; called once per silence."""
 
-    def on_reasserted(self, lease: Lease) -> None:
+    def on_reasserted(self, lease: Lease) -> None:  # noqa: B027
         """Note that the store had lost its data and the lease was entered again."""
 
 

@@ -47,7 +47,9 @@ _stores: dict[tuple[str, str], LockStore] = {}
 def _store(app: Any, url: str | None, store: LockStore | None, prefix: str) -> LockStore:
     given = [name for name, value in (("app", app), ("url", url), ("store", store)) if value is not None]
     if len(given) != 1:
-        raise LockConfigError(f"give exactly one of app, url and store, to say where the lock lives; got {given or 'none'}")
+        raise LockConfigError(
+            f"give exactly one of app, url and store, to say where the lock lives; got {given or 'none'}"
+        )
     if store is not None:
         return store
     if app is not None:
@@ -78,7 +80,7 @@ class Lock:
             :class:`~celery_distlock.stores.base.LockStore`.
         ttl: seconds for which the store believes a holder that fell silent.
         limit: how many may hold the key at once.
-        identifier: a name that others see in :attr:`LockContended.holder <celery_distlock.LockContended>`; default: none.
+        identifier: a name that others see in the ``holder`` of their :class:`LockContended`; default: none.
         timeout: seconds ``with`` waits before it raises :class:`LockTimeout`; None: for ever.
         prefix: the store's name space, with ``url`` only.
 
@@ -154,13 +156,14 @@ class Lock:
         return time.monotonic() - started, getattr(answer, "holder", None)
 
     def _acquire_with_retries(self, retries: int, delay: float) -> None:
-        for left in range(retries, -1, -1):
-            refused = self._acquire(0.0)
+        refused = self._acquire(0.0)
+        for _ in range(retries):
             if refused is None:
                 return
-            if left:
-                time.sleep(delay)
-        raise LockContended(self.key, refused[1])
+            time.sleep(delay)
+            refused = self._acquire(0.0)
+        if refused is not None:
+            raise LockContended(self.key, refused[1])
 
     def release(self) -> None:
         """Give the lock back.
@@ -305,7 +308,7 @@ def locked(
         retry_delay: seconds between two of those.
 
     A call on a key that the calling code holds already, through this decorator, a task or a :class:`Lock`, runs under
-    that lock. If the lock is found lost after the function returned, :class:`LockLost` is raised in place of its result.
+    that lock. If the lock is found lost when it is released, :class:`LockLost` is raised in place of the result.
 
     Raises:
         LockConfigError: (when decorating) an argument is wrong.

@@ -1,8 +1,8 @@
 """The public signals.
 
 Each is a Celery signal; the sender is the task. They are sent where the thing happens: in the executor, except
-``lock_unsure``, ``lock_lost`` and ``lock_parked``, which under a supervising worker come from its main process. Celery swallows
-what a receiver raises, so signals observe; they never decide.
+``lock_unsure``, ``lock_lost`` and ``lock_parked``, which under a supervising worker come from its main process.
+Celery swallows what a receiver raises, so signals observe; they never decide.
 
 All carry ``task_id`` (None for direct calls) and ``key``; further arguments:
 

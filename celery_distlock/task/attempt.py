@@ -43,6 +43,7 @@ from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_acquired, lock_lost, lock_released, lock_unsure
 from celery_distlock.stores.base import LockStore
+from celery_distlock.task import event_loop
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
 from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
 from celery_distlock.waiting import wait_for
@@ -59,7 +60,7 @@ _COPY_PAUSE = 0.5
 _HOST = socket.gethostname()
 
 
-class Parked(Ignore):
+class Parked(Ignore):  # type: ignore[misc]  # Celery has no type hints
     """Raised in the executor: the main process keeps the unacknowledged message and tries again later."""
 
 
@@ -279,7 +280,7 @@ def _refused(
         return _hold(task, request, options, grant, body, args, kwargs)
     if policy == "wait":
         task._lock_warn_once("wait is not available in this version; the task is retried instead")
-    retry_later(task, options, run, answer.key, error, answer.holder)
+    return retry_later(task, options, run, answer.key, error, answer.holder)
 
 
 def _wait_in_place(task: Any, options: LockOptions, answer: Contended, run: Run, args: Any, kwargs: Any) -> Lease:
@@ -372,6 +373,8 @@ def run_direct(task: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> A
     outer = holding(key)
     if outer is not None:
         return _framed(Frame(task, outer, owns=False), body, args, kwargs)
+    if event_loop.is_here():
+        return event_loop.run_beside(task.name, lambda: run_direct(task, body, args, kwargs))
     store: LockStore = task._lock_store
     run = Run(None)
     record = {"task": task.name, "host": _HOST, "pid": os.getpid(), "since": time.time()}

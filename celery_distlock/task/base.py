@@ -1,8 +1,8 @@
 """The base class: options, keys, and the guard around ``__call__``.
 
 The guard is put around whatever ``__call__`` a subclass ends up with, when the class is made. So a subclass, or a
-mix-in, that overrides ``__call__`` without ``super()`` still runs under its lock; ``before_start`` and the ``on_…`` hooks
-are not used by this library at all and may be overridden freely.
+mix-in, that overrides ``__call__`` without ``super()`` still runs under its lock; ``before_start`` and the ``on_…``
+hooks are not used by this library at all and may be overridden freely.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
                 return frame.lock
         return None
 
-    def apply_async(  # noqa: D417  # the other arguments are Celery's
+    def apply_async(  # the other arguments are Celery's
         self,
         args: Any = None,
         kwargs: Any = None,
@@ -123,7 +123,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
             options["headers"] = self._lock_header(options.get("headers"), lock)
         return super().apply_async(args, kwargs, *more, **options)
 
-    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:  # noqa: D417
+    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
         """Run the task here and now, under its lock.
 
         Arguments:
@@ -198,13 +198,14 @@ def _guard(cls: type[LockedTask]) -> None:
         return run_direct(self, body, args, kwargs)
 
     guarded._distlock_guard = True  # type: ignore[attr-defined]
-    cls.__call__ = guarded  # type: ignore[method-assign]
+    cls.__call__ = guarded
 
 
 def rebase(app: Celery, task: Any, options: Mapping[str, Any]) -> None:
     """Turn a registered task into a :class:`LockedTask` with these options, in place.
 
-    Its class stays in front: what it overrides stays overridden, its own ``Request`` class, if it has one, stays its own.
+    Its class stays in front: what it overrides stays overridden, its own ``Request`` class, if it has one, stays its
+    own.
 
     Raises:
         LockConfigError: an option is wrong, or the task is a LockedTask already.

@@ -1,10 +1,10 @@
 """When is a pool child dead?
 
-A lock may be given away only when the process that held it cannot touch anything any more. Celery's own reports do not say
-that: ``terminate`` and a hard time limit are announced before the child is even signalled, and a reaped child may be
-reported seconds late. A pidfd (Linux 5.3) becomes readable exactly when the process has ended, and cannot be confused with a
-later process of the same number. Where there is none, a child counts as dead once its number is unknown to the
-kernel, which is the case as soon as the pool has reaped it.
+A lock may be given away only when the process that held it cannot touch anything any more. Celery's own reports do
+not say that: ``terminate`` and a hard time limit are announced before the child is even signalled, and a reaped child
+may be reported seconds late. A pidfd (Linux 5.3) becomes readable exactly when the process has ended, and cannot be
+confused with a later process of the same number. Where there is none, a child counts as dead once its number is
+unknown to the kernel, which is the case as soon as the pool has reaped it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Messages delivered again while their first copy still runs.
 
-On Redis both deliveries share one delivery tag: acknowledging the copy would delete the original's message, publishing it
-anew would run the task twice. So the copy is parked: kept unacknowledged in the main process, occupying no pool slot, and not
-entered into the worker's state in the original's place.
+On Redis both deliveries share one delivery tag: acknowledging the copy would delete the original's message,
+publishing it anew would run the task twice. So the copy is parked: kept unacknowledged in the main process, occupying
+no pool slot, and not entered into the worker's state in the original's place.
 
-* A copy of a run in *this* worker waits for that run's end. If the run completed and its message was acknowledged, the copy is
-  acknowledged, too; if it was killed, the copy runs.
+* A copy of a run in *this* worker waits for that run's end. If the run completed and its message was acknowledged,
+  the copy is acknowledged, too; if it was killed, the copy runs.
 * A copy of a run in *another* worker is tried again every :data:`RECHECK` seconds. It is then contended again, or
   finds the completion record and ends, or finds the key free because the original died, and runs.
 """

@@ -1,7 +1,8 @@
 """The task request of a locked task, in the worker's main process.
 
 Celery subclasses a task's ``Request`` for speed and replaces ``execute_using_pool`` and ``on_success`` there without
-calling the originals (celery #4526). Our part is therefore wrapped around whatever the subclass defines, when it is made.
+calling the originals (celery #4526). Our part is therefore wrapped around whatever the subclass defines, when it is
+made.
 """
 
 from __future__ import annotations

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import bootsteps
 
+from celery_distlock.errors import StoreUnavailable
 from celery_distlock.stores.of_app import store_of
+from celery_distlock.task import event_loop
 from celery_distlock.worker.warden import Warden
 
 __all__ = ["supervise"]
+
+log = logging.getLogger(__name__)
 
 
 class WardenStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type hints
@@ -32,10 +37,21 @@ class WardenStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
         return bool(super().include(worker))
 
     def start(self, worker: Any) -> None:
-        """Report at start-up, rather than at 3 a.m., a store that is missing or can forget locks."""
-        check = getattr(store_of(worker.app), "check", None)
-        if check is not None:
-            check()
+        """Report at start-up, rather than at 3 a.m., a store that is missing or can forget locks.
+
+        Raises:
+            LockConfigError: no store is configured.
+        """
+        store = store_of(worker.app)
+        check = getattr(store, "check", lambda: ())
+        try:
+            for warning in check():
+                log.warning("%s", warning, extra={"store": store.name})
+        except StoreUnavailable as error:
+            log.warning("%s; until it answers, locked tasks follow lock_on_store_error", error)
+        if getattr(worker.pool, "uses_semaphore", False):
+            # Prefork: what is called in this thread from now on would hold up every task.
+            event_loop.here()
 
 
 class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type hints

@@ -2,14 +2,14 @@
 
 Authority
     Executors acquire and release; the store decides. The warden reads, in each request's cell, what the executor was
-    granted, and acts for it when it cannot: it renews (a body that holds the GIL, or a child that is busy for hours, cannot),
-    and it gives back what a dead executor held. It never acquires.
+    granted, and acts for it when it cannot: it renews (a body that holds the GIL, or a child that is busy for hours,
+    cannot), and it gives back what a dead executor held. It never acquires.
 
 The table
     A request is entered when the pool hands it to an executor, and leaves when the executor reported its end or is
-    *confirmed dead*. ``terminate``, ``cancel`` and time limits are neither: such a request goes on being renewed until its
-    child is dead, since until then it may be working. Celery's own sets are not used; they change under an iterating thread,
-    and they forget a request before its child is dead.
+    *confirmed dead*. ``terminate``, ``cancel`` and time limits are neither: such a request goes on being renewed
+    until its child is dead, since until then it may be working. Celery's own sets are not used; they change under an
+    iterating thread, and they forget a request before its child is dead.
 
 ::
 
@@ -20,7 +20,8 @@ The table
 
 Failures
     * store silent: nothing changes; the lease becomes unsure by itself, and ``lock_on_unsure`` decides.
-    * warden late (main process stopped): executors see their deadlines pass, and ask the store before their result counts.
+    * warden late (main process stopped): executors see their deadlines pass, and ask the store before their result
+      counts.
     * main process killed: its children are killed by the kernel, the leases run out.
 """
 

@@ -1,0 +1,93 @@
+"""Where everything lies in Redis. Version 1; another layout must have another number, and exclude this one.
+
+======================================  ======  ==============================================================
+key                                     type    content
+======================================  ======  ==============================================================
+``<prefix>:1:{<shard>}:h:<key>``        zset    holders: owner → expiry (server's time, µs)
+``<prefix>:1:{<shard>}:r:<key>``        hash    owner → ``<fence> <limit> <JSON record>``;
+                                                ``<owner>:condemned`` → when it was first found expired by
+                                                somebody who wants its place (µs)
+``<prefix>:1:{<shard>}:w:<key>``        zset    waiters: owner → ticket
+``<prefix>:1:{<shard>}:d:<key>``        zset    waiters: owner → when it is taken for gone (µs)
+``<prefix>:1:{<shard>}:t:<key>``        zset    tombstones: owner (lost its place), ``<owner>:barred`` (was
+                                                released and must not come back) → since when (µs)
+``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last one given out; ``epoch``: the first
+``<prefix>:1:{<shard>}:c:<n>:<key>…``   string  a completion record, ``…<key>:<run>``; n is the key's length
+======================================  ======  ==============================================================
+
+The shard is the only hash tag, so that a script's keys are in one slot of a cluster. Only the (at most 16) meta
+hashes have no expiry. The others vanish when they are empty; holders and records, for a late renewal to find, an
+hour after the last of them has expired; tombstones after an hour.
+"""
+
+from __future__ import annotations
+
+import re
+from zlib import crc32
+
+from celery_distlock.errors import LockConfigError
+
+__all__ = ["SHARDS", "Layout"]
+
+SHARDS = 16
+_VERSION = b"1"
+_KINDS = (b"h", b"r", b"w", b"d", b"t")
+
+#: Keys are text; one that is not valid UTF-8 (lone surrogates) must still be a key.
+_CODEC = ("utf-8", "surrogatepass")
+
+
+class Layout:
+    """The names of Redis keys under one prefix.
+
+    Arguments:
+        prefix: separates applications that share a database.
+
+    Raises:
+        LockConfigError: the prefix contains a brace, which would move the hash tag.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        if "{" in prefix or "}" in prefix:
+            raise LockConfigError(f"distlock_prefix: {prefix!r} contains a brace; any other characters are allowed")
+        self._prefix = prefix.encode(*_CODEC) + b":" + _VERSION + b":{"
+        self._bases = [b"%b%d}:" % (self._prefix, shard) for shard in range(SHARDS)]
+        metas = [base + b"meta" for base in self._bases]
+        self._packed_metas = [b"$%d\r\n%b\r\n" % (len(meta), meta) for meta in metas]
+        self._holders = re.compile(re.escape(self._prefix) + rb"(\d+)\}:h:(.*)", re.DOTALL)
+
+    def packed(self, key: str) -> bytes:
+        """Return the six keys of a lock, in the scripts' order, as RESP bulk strings."""
+        name = key.encode(*_CODEC)
+        shard = crc32(name) % SHARDS
+        base = self._bases[shard]
+        head = b"$%d\r\n%b" % (len(base) + 2 + len(name), base)
+        return b"%bh:%b\r\n%br:%b\r\n%bw:%b\r\n%bd:%b\r\n%bt:%b\r\n%b" % (
+            *(head, name) * len(_KINDS),
+            self._packed_metas[shard],
+        )
+
+    def of_kind(self, kind: str, key: str) -> bytes:
+        """Return one of the keys of a lock: ``"h"``, ``"r"``, ``"w"``, ``"d"`` or ``"t"``."""
+        name = key.encode(*_CODEC)
+        return b"%b%b:%b" % (self._bases[crc32(name) % SHARDS], kind.encode(), name)
+
+    def completion(self, key: str, run: str) -> bytes:
+        """Return the key of a completion record."""
+        name = key.encode(*_CODEC)
+        return b"%bc:%d:%b:%b" % (self._bases[crc32(name) % SHARDS], len(name), name, run.encode(*_CODEC))
+
+    def pattern(self, prefix: str) -> bytes:
+        """Return a ``SCAN`` pattern of the holders of keys that start with ``prefix``; it may match too much."""
+        return b"%b*}:h:%b*" % (_literally(self._prefix), _literally(prefix.encode(*_CODEC)))
+
+    def key_of(self, holders: bytes) -> str | None:
+        """Return the lock's key of a Redis key of holders; None if it is not one of this layout."""
+        match = self._holders.fullmatch(holders)
+        if match is None or int(match[1]) != crc32(match[2]) % SHARDS:
+            return None
+        return match[2].decode(*_CODEC)
+
+
+def _literally(text: bytes) -> bytes:
+    return re.sub(rb"([*?\[\]^\\-])", rb"\\\1", text)

@@ -1,0 +1,44 @@
+-- ARGV: owner, linger (ms), fence, ttl (us). Returns a Renewal.
+
+local fence, ttl = ARGV[3], tonumber(ARGV[4])
+local HELD, REASSERTED, GONE, LOST = 1, 2, 3, 4
+
+if is_listed(fence) then
+  -- keep() first: a server out of memory refuses ZADD, unless the script has already written something.
+  keep(now + ttl)
+  redis.call('ZADD', holders, digits(now + ttl), owner)
+  redis.call('HDEL', records, mark_of(owner))
+  return HELD
+end
+if redis.call('ZSCORE', tombs, owner) then
+  return LOST
+end
+if fence == '0' or redis.call('ZSCORE', tombs, barred(owner)) or not of_an_earlier_life(fence) then
+  return GONE
+end
+
+-- A lease does not know its limit; those who came meanwhile do.
+local limit = 1
+for _, holder in ipairs(redis.call('ZRANGE', holders, 0, -1)) do
+  local known = redis.call('HGET', records, holder)
+  limit = math.max(limit, tonumber(known and string.match(known, '^%d+ (%d+) ') or 1))
+end
+purge_waiters()
+if redis.call('ZCARD', holders) >= limit or redis.call('EXISTS', waiters) == 1 then
+  bury(owner) -- the verdict stands, also when this answer does not arrive and the key is free at the next renewal
+  return LOST
+end
+
+local life = redis.call('HMGET', meta, 'fence', 'epoch')
+local counter = math.max(tonumber(life[1] or 0), tonumber(fence))
+if life[2] then
+  redis.call('HSET', meta, 'fence', digits(counter))
+else
+  -- Above this fence, so that the next lease of the same earlier life is known for one.
+  counter = math.max(counter + 1, now)
+  redis.call('HSET', meta, 'fence', digits(counter), 'epoch', digits(counter))
+end
+redis.call('ZADD', holders, digits(now + ttl), owner)
+redis.call('HSET', records, owner, fence .. ' 1 {}')
+keep(now + ttl)
+return REASSERTED

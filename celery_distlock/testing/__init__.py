@@ -1,0 +1,25 @@
+"""Tools to test a store, and to test tasks that lock. They need pytest.
+
+For the author of a store:
+
+* :class:`StoreContract` – inherit it: every behaviour of a store as a test;
+* :func:`fuzz_counter` – many threads or processes, one counter, the exact sum or an error.
+
+For the author of locked tasks:
+
+* :func:`hold` – occupy a key, to see what a task does when it is contended;
+* ``pytest_plugins = ["celery_distlock.testing.plugin"]`` – fixtures that need no server; see there.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+# Before contract.py is imported: its assertions shall show their values.
+pytest.register_assert_rewrite("celery_distlock.testing.contract")
+
+from celery_distlock.testing.contract import StoreContract  # noqa: E402
+from celery_distlock.testing.fuzz import FuzzReport, fuzz_counter  # noqa: E402
+from celery_distlock.testing.held import hold  # noqa: E402
+
+__all__ = ["FuzzReport", "StoreContract", "fuzz_counter", "hold"]

@@ -1,0 +1,187 @@
+"""Fixtures of all tests; ``tests/support/__init__.py`` explains them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import process as processes
+from tests.support import rabbitmq_server
+from tests.support import redis_server as redis_servers
+from tests.support.apps import load_app
+from tests.support.journal import Journal
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq_server import RabbitMQServer
+from tests.support.redis_server import RedisServer
+from tests.support.servers import Databases, fresh_databases, missing
+from tests.support.workers import LoadApp, Settings, StartWorker, Worker
+
+_LOG_TAIL = 6000
+_SHARED_LOG_TAIL = 1500
+_before: pytest.StashKey[int] = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[_before] = len(processes.known())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach what the test's processes wrote to the report of its failure."""
+    report = yield
+    if report.failed:
+        everything = processes.known()
+        mine = everything[item.stash.get(_before, 0) :]
+        shared = [process for process in everything if process.alive and process not in mine]
+        for tail, group in ((_SHARED_LOG_TAIL, shared), (_LOG_TAIL, mine)):
+            for process in group:
+                report.sections.append((f"output of {process!r}", process.log[-tail:]))
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Fail the run if anything that it started is still alive at its end."""
+    yield
+    strays = processes.leftovers()
+    assert not strays, "left behind: " + "; ".join(strays)
+
+
+# Servers.
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis server for the whole run: tests use it through :func:`databases` and never stop it."""
+    if redis_servers.executable() is None:
+        missing("redis-server")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def databases(redis_server: RedisServer) -> Databases:
+    """Three empty databases, for broker, results and locks."""
+    return fresh_databases(redis_server)
+
+
+@pytest.fixture
+def redis_url(databases: Databases) -> str:
+    """The URL of an empty database for locks."""
+    return databases.locks
+
+
+@pytest.fixture
+def private_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
+    """A factory of Redis servers that the test may freeze, kill and restart; takes the arguments of RedisServer."""
+    if redis_servers.executable() is None:
+        missing("redis-server")
+    numbers = itertools.count(1)
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> RedisServer:
+            server = RedisServer(tmp_path / f"redis{next(numbers)}", **options)
+            stack.callback(server.kill)
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQServer]:
+    """A RabbitMQ server for the whole run, started for the first test that wants it."""
+    if rabbitmq_server.executable() is None:
+        missing("rabbitmq-server")
+    server = RabbitMQServer(tmp_path_factory.mktemp("rabbitmq"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq: RabbitMQServer) -> str:
+    """The URL of an empty virtual host."""
+    return rabbitmq.fresh_vhost()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[RedisServer | RabbitMQServer], Proxy]]:
+    """A factory of TCP proxies: ``proxy(redis_server)`` stands between its clients and that server."""
+    with ExitStack() as stack:
+
+        def start(server: RedisServer | RabbitMQServer) -> Proxy:
+            made = Proxy(server.host, server.port)
+            stack.callback(made.close)
+            return made
+
+        yield start
+
+
+# Workers.
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    """The journal that the test's workers write."""
+    return Journal(tmp_path / "journal.jsonl")
+
+
+@pytest.fixture
+def settings(databases: Databases, journal: Journal) -> Settings:
+    """What the test's applications are told: Redis for everything, and the journal."""
+    return Settings(databases.broker, databases.results, databases.locks, journal.path)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StartWorker]:
+    """A factory of worker processes; see :class:`~tests.support.workers.StartWorker`."""
+    started: list[Worker] = []
+
+    def start(
+        app_module: str,
+        settings: Settings | None = None,
+        *,
+        name: str | None = None,
+        conf: Mapping[str, Any] | None = None,
+        wait: bool = True,
+        **options: Any,
+    ) -> Worker:
+        known = settings or request.getfixturevalue("settings")
+        name = name or f"worker{len(started) + 1}"
+        log = tmp_path / f"{name}.log"
+        new = Worker(app_module, known.with_conf(conf), log, name=name, **options)
+        started.append(new)
+        return new.wait_ready() if wait else new
+
+    # Made now, so that it outlives the workers.
+    if "settings" not in request.fixturenames:
+        request.getfixturevalue("settings")
+    yield start
+    for one in started:
+        one.end()
+    complaints = {one.name: one.complaints() for one in started}
+    assert not any(complaints.values()), "\n".join(
+        f"{name} logged:\n{record}" for name, records in complaints.items() for record in records
+    )
+
+
+@pytest.fixture
+def load(request: pytest.FixtureRequest) -> Iterator[LoadApp]:
+    """The test's own copy of an application; see :class:`~tests.support.workers.LoadApp`."""
+    with ExitStack() as stack:
+
+        def load(app_module: str, settings: Settings | None = None, *, conf: Mapping[str, Any] | None = None) -> Any:
+            known = settings or request.getfixturevalue("settings")
+            module = load_app(app_module, known.with_conf(conf).env)
+            stack.callback(module.app.close)
+            return module
+
+        yield load

@@ -1,0 +1,81 @@
+"""Celery applications of tests: made from the environment, the same in the worker and in the test.
+
+A module below ``tests/worker/apps`` says ``app = make_app(__name__)`` and defines tasks. A worker imports it with the
+environment that :class:`~tests.support.workers.Settings` made; the test gets a copy of its own, with the same settings,
+from :func:`load_app`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from celery import Celery
+
+__all__ = ["load_app", "make_app"]
+
+
+class _App(Celery):
+    """An application whose tasks are its own: by default Celery also enters them into every application made later."""
+
+    def task(self, *args: Any, **options: Any) -> Any:
+        return super().task(*args, **{"shared": False, **options})
+
+
+def make_app(name: str, **conf: Any) -> Celery:
+    """Return a Celery application configured by the environment.
+
+    ``BROKER_URL``, ``RESULT_BACKEND`` and ``DISTLOCK_URL`` are used where they are set; ``CELERY_TEST_CONF`` is a JSON
+    object of further settings, which win over ``conf``.
+
+    Arguments:
+        name: the module's ``__name__``.
+        conf: the module's own settings.
+    """
+    app = _App(name, set_as_current=False)
+    app.conf.update(
+        broker_connection_retry_on_startup=True,
+        # Redelivery is looked for every second instead of every hundred.
+        broker_transport_options={"unacked_restore_interval": 1, "unacked_restore_throttle": 1},
+        worker_redirect_stdouts=False,
+    )
+    app.conf.update(conf)
+    settings = {"BROKER_URL": "broker_url", "RESULT_BACKEND": "result_backend", "DISTLOCK_URL": "distlock_url"}
+    app.conf.update({setting: os.environ[var] for var, setting in settings.items() if os.environ.get(var)})
+    app.conf.update(json.loads(os.environ.get("CELERY_TEST_CONF", "{}")))
+    return app
+
+
+@contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def load_app(module: str, env: Mapping[str, str]) -> ModuleType:
+    """Execute an application's module anew, under this environment, and return it.
+
+    It is not the module that an ``import`` statement returns: each test has an application with connections of its own.
+    """
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"no module {module}"
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    with _environment(env):
+        # Dataclasses and pickles look their module up by name.
+        sys.modules[module] = loaded
+        spec.loader.exec_module(loaded)
+        _ = loaded.app.conf.broker_url  # the configuration is read now, in this environment
+        loaded.app.finalize()
+    return loaded

@@ -1,0 +1,298 @@
+"""What becomes of a task that does not get its lock, on real workers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from celery import group, states
+
+from celery_distlock import LockConfigError, LockContended, LockTimeout
+from celery_distlock.options import LockOptions
+from celery_distlock.task.contention import _back_off
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
+from tests.worker.shared import PATIENCE, Shared, shared_workers
+
+APP = "tests.worker.apps.contention_policies"
+
+# A task that fails on purpose leaves its traceback in the log.
+EXPECTED = [r"LockContended", r"LockTimeout", r"returned 'sulk'"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Shared]:
+    """Two workers with two processes each."""
+    with shared_workers(tmp_path_factory.mktemp("contention"), redis_server, APP, nodes=2, may_log=EXPECTED) as shared:
+        yield shared
+
+
+@pytest.fixture
+def key() -> str:
+    """A key that no other test uses."""
+    return f"key-{uuid.uuid4().hex[:8]}"
+
+
+def refusals(shared: Shared, task_id: str, count: int) -> list[dict[str, Any]]:
+    """Wait until a task was refused ``count`` times, and return the refusals."""
+    return shared.journal.wait_for("contended", count, id=task_id)
+
+
+class TestEveryTaskOfAKeyRunsAlone:
+    def test_forty_tasks_over_two_workers_all_complete(self, shared: Shared, key: str) -> None:
+        results = [shared.tasks.retrying.delay(key, 0.005) for _ in range(40)]
+        assert [result.get(timeout=60) for result in results] == [key] * 40
+        self._each_ran_once_and_alone(shared, key, {result.id for result in results})
+
+    def test_forty_tasks_sent_by_name_all_complete(self, shared: Shared, key: str) -> None:
+        name = shared.tasks.retrying.name
+        results = [shared.tasks.app.send_task(name, (key, 0.005)) for _ in range(40)]
+        assert [result.get(timeout=60) for result in results] == [key] * 40
+        self._each_ran_once_and_alone(shared, key, {result.id for result in results})
+
+    @pytest.mark.parametrize("count", [2, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(240)])])
+    def test_a_body_may_outlive_its_ttl(self, shared: Shared, key: str, count: int) -> None:
+        results = [shared.tasks.outliving.delay(key, 3.0) for _ in range(count)]
+        assert [result.get(timeout=4.0 * count + 10) for result in results] == [key] * count
+        runs = self._each_ran_once_and_alone(shared, key, {result.id for result in results})
+        assert min(run.end - run.start for run in runs) >= 3.0
+
+    @staticmethod
+    def _each_ran_once_and_alone(shared: Shared, key: str, ids: set[str]) -> list[Any]:
+        runs = shared.journal.runs(key)
+        assert sorted(str(run.id) for run in runs) == sorted(ids)
+        assert [run.error for run in runs] == [None] * len(ids)
+        assert shared.journal.overlaps(key) == []
+        assert shared.journal.entries("contended", key=key), "nobody was ever refused: nothing was tested"
+        fences = [run.fence for run in runs]
+        assert fences == sorted(set(fences))
+        return runs
+
+
+class TestRetry:
+    def test_many_lock_retries_cost_none_of_the_tasks_own(self, shared: Shared, key: str) -> None:
+        assert shared.tasks.retrying.max_retries == 0
+        with shared.lock(key):
+            result = shared.tasks.retrying.delay(key)
+            refusals(shared, result.id, 5)
+        assert result.get(timeout=PATIENCE) == key
+        (start,) = shared.journal.entries("start", key=key)
+        assert (start["id"], start["retries"]) == (result.id, 0)
+
+    def test_the_message_carries_everything_through_lock_retries(self, shared: Shared, key: str) -> None:
+        tasks = shared.tasks
+
+        def send() -> Any:
+            signature = tasks.telling.s(key, more=[1, {"a": None}])
+            signature.stamp(customer="c1")
+            signature.options.update(link=[tasks.after.s(key=key)], link_error=[tasks.on_error_old.s()])
+            return signature.apply_async(
+                headers={"mine": "1"}, priority=6, expires=60, shadow="other", time_limit=50, soft_time_limit=40,
+                root_id="the-root", parent_id="the-parent", ignore_result=False,
+            )  # fmt: skip
+
+        alone = send()
+        without = alone.get(timeout=PATIENCE)
+        with shared.lock(key):
+            result = send()
+            refusals(shared, result.id, 3)
+        after = result.get(timeout=PATIENCE)
+        assert (without["id"], after["id"]) == (alone.id, result.id)
+        assert after["expires"] > without["expires"]
+        own = ("id", "expires", "correlation_id")
+        ours = ("distlock_attempt", "distlock_since")
+        for each in (without, after):
+            assert not any(name in each["headers"] for name in ours)
+            # A message gets these when it is consumed, and a retry copies them.
+            for name in own:
+                each.pop(name)
+        assert {name: (without[name], after[name]) for name in without if without[name] != after[name]} == {}
+        assert after["headers"]["mine"] == "1"
+        assert after["priority"] == 6
+        assert after["stamps"] == {"customer": ["c1"]}
+        assert after["timelimit"] == [50, 40]
+        shared.journal.wait_for("after", 2, key=key)
+
+    def test_the_last_of_a_chain_and_its_chord_wait_for_a_refused_link(self, shared: Shared, key: str) -> None:
+        tasks = shared.tasks
+        with shared.lock(key):
+            canvas = group(tasks.retrying.si(key) | tasks.after.s(key=key), tasks.after.si("other")) | tasks.after.s()
+            result = canvas.apply_async()
+            shared.journal.wait_for("contended", 2, key=key)
+            assert not result.ready()
+        assert result.get(timeout=PATIENCE) == [key, "other"]
+
+    def test_the_state_names_the_holder_meanwhile(self, shared: Shared, key: str) -> None:
+        with shared.held_by_a_task(key) as holder:
+            result = shared.tasks.retrying.delay(key)
+            eventually(lambda: result.state == states.RETRY, PATIENCE, "the state RETRY")
+            error = result.result
+            assert isinstance(error, LockContended)
+            assert error.key == key
+            assert error.holder is not None
+            assert (error.holder["id"], error.holder["task"]) == (holder.id, shared.tasks.hold.name)
+            assert holder.id in str(error)
+        assert result.get(timeout=PATIENCE) == key
+
+    def test_the_delays_double_up_to_their_limit(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.backing_off.delay(key)
+            times = [entry["t"] for entry in refusals(shared, result.id, 5)]
+        result.get(timeout=PATIENCE)
+        delays = [later - earlier for earlier, later in pairwise(times)]
+        for delay, least in zip(delays, (0.1, 0.2, 0.4, 0.4), strict=False):
+            # A countdown becomes a time of day with microseconds, and is compared with another clock.
+            assert least - 0.01 <= delay < least + 0.35
+
+    def test_jitter_spreads_the_delays_and_exceeds_no_limit(self) -> None:
+        options = LockOptions(retry_delay=1.0, retry_backoff_max=8.0)
+        for attempt, most in ((0, 1.0), (1, 2.0), (3, 8.0), (4, 8.0), (10**6, 8.0)):
+            delays = [_back_off(options, attempt) for _ in range(50)]
+            assert all(most / 2 <= delay <= most for delay in delays)
+            assert len(set(delays)) > 1
+
+    def test_lock_timeout_fails_the_task_and_calls_its_errbacks(self, shared: Shared, key: str) -> None:
+        with shared.held_by_a_task(key) as holder:
+            result = shared.tasks.impatient.apply_async((key,), link_error=shared.tasks.on_error_old.s())
+            with pytest.raises(LockTimeout) as caught:
+                result.get(timeout=PATIENCE)
+        assert result.state == states.FAILURE
+        assert caught.value.key == key
+        assert 0.5 <= caught.value.waited < 2.0
+        assert caught.value.holder is not None
+        assert caught.value.holder["id"] == holder.id
+        shared.journal.wait_for("errback", style="old", id=result.id)
+        assert shared.journal.entries("start", id=result.id) == []
+
+    def test_the_time_out_counts_from_the_first_refusal_not_from_the_last(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.impatient.delay(key)
+            with pytest.raises(LockTimeout):
+                result.get(timeout=PATIENCE)
+        assert len(shared.journal.entries("contended", id=result.id)) >= 3
+
+    def test_the_tasks_own_retry_starts_counting_anew(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.retrying_itself.delay(key)
+            refusals(shared, result.id, 3)
+        assert result.get(timeout=PATIENCE) == key
+        runs = shared.journal.entries("run", id=result.id)
+        assert [(run["retries"], run["headers"]) for run in runs] == [(0, {}), (1, {})]
+
+    def test_a_task_that_expires_while_it_is_refused_is_revoked(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.retrying.apply_async((key,), expires=0.5)
+            refusals(shared, result.id, 1)
+            eventually(lambda: result.state == states.REVOKED, PATIENCE, "the state REVOKED")
+        assert shared.journal.entries("start", id=result.id) == []
+
+
+class TestSkip:
+    def test_it_is_a_success_with_the_result_that_was_chosen(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.skipping.delay(key)
+            assert result.get(timeout=PATIENCE) == "skipped"
+            assert result.state == states.SUCCESS
+        assert shared.journal.entries("start", key=key) == []
+
+    def test_the_signal_and_the_log_name_the_holder(self, shared: Shared, key: str) -> None:
+        with shared.held_by_a_task(key) as holder:
+            result = shared.tasks.skipping.delay(key)
+            assert result.get(timeout=PATIENCE) == "skipped"
+            (skipped,) = shared.journal.wait_for("skipped", id=result.id)
+            (contended,) = shared.journal.entries("contended", id=result.id)
+        assert (skipped["key"], skipped["holder"]) == (key, holder.id)
+        assert (contended["holder"], contended["policy"]) == (holder.id, "skip")
+        log = "".join(worker.log for worker in shared.workers)
+        (line,) = [line for line in log.splitlines() if result.id in line and "skipped: lock" in line]
+        assert holder.id in line
+        assert key in line
+
+    def test_it_leaves_the_holders_lock_alone(self, shared: Shared, key: str) -> None:
+        with shared.lock(key) as lock:
+            for _ in range(3):
+                assert shared.tasks.skipping.delay(key).get(timeout=PATIENCE) == "skipped"
+            (holder,) = lock.holders()
+            assert holder["owner"] == lock.owner
+        assert shared.tasks.skipping.delay(key).get(timeout=PATIENCE) == key
+
+
+class TestFail:
+    def test_the_exception_comes_back_with_key_and_holder(self, shared: Shared, key: str) -> None:
+        with shared.held_by_a_task(key) as holder:
+            result = shared.tasks.failing.delay(key)
+            with pytest.raises(LockContended) as caught:
+                result.get(timeout=PATIENCE)
+        assert result.state == states.FAILURE
+        assert caught.value.key == key
+        assert caught.value.holder is not None
+        assert caught.value.holder["id"] == holder.id
+        assert holder.id in str(caught.value)
+        assert shared.journal.entries("start", id=result.id) == []
+
+    def test_errbacks_of_both_styles_are_called(self, shared: Shared, key: str) -> None:
+        tasks = shared.tasks
+        with shared.lock(key, identifier="the test"):
+            result = tasks.failing.apply_async((key,), link_error=[tasks.on_error_old.s(), tasks.on_error_new.s()])
+            with pytest.raises(LockContended):
+                result.get(timeout=PATIENCE)
+            (new,) = shared.journal.wait_for("errback", style="new", id=result.id)
+            shared.journal.wait_for("errback", style="old", id=result.id)
+        assert new["error"] == "LockContended"
+        assert "'the test'" in new["text"]
+
+    def test_link_callbacks_do_not_run(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.failing.apply_async((key,), link=shared.tasks.after.s(key=key))
+            with pytest.raises(LockContended):
+                result.get(timeout=PATIENCE)
+            shared.wait_until_idle()
+        assert shared.journal.entries("after", key=key) == []
+
+
+class TestACallablePolicy:
+    def test_it_is_told_what_happened_and_decides_each_time(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.choosing.delay(key)
+            with pytest.raises(LockContended):
+                result.get(timeout=PATIENCE)
+        told = shared.journal.entries("choosing", key=key)
+        assert [entry["attempt"] for entry in told] == [0, 1, 2]
+        assert told[0]["waited"] == 0.0 < told[1]["waited"] < told[2]["waited"]
+        assert {entry["name"] for entry in told} == {shared.tasks.choosing.name}
+
+    def test_an_answer_that_is_no_policy_fails_the_task(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            result = shared.tasks.sulking.delay(key)
+            with pytest.raises(LockConfigError, match=r"returned 'sulk'; allowed: retry, wait, skip, fail"):
+                result.get(timeout=PATIENCE)
+
+
+class TestMapsOfALockedTask:
+    """The task behind ``xmap``, ``xstarmap`` and ``chunks`` calls ours as a function, once per item."""
+
+    def test_each_item_runs_under_its_own_lock(self, shared: Shared, key: str) -> None:
+        keys = [f"{key}-{number}" for number in range(4)]
+        tasks = shared.tasks
+        results = [
+            tasks.retrying.map(keys).apply_async().get(timeout=PATIENCE),
+            tasks.retrying.starmap([(each,) for each in keys]).apply_async().get(timeout=PATIENCE),
+            tasks.retrying.chunks([(each,) for each in keys], 4).apply_async().get(timeout=PATIENCE)[0],
+        ]
+        assert results == [keys] * 3
+        for each in keys:
+            assert len(shared.journal.runs(each)) == 3
+            assert not shared.lock(each).locked()
+
+    def test_an_item_waits_for_its_lock_and_can_give_up(self, shared: Shared, key: str) -> None:
+        with shared.lock(key):
+            waiting = shared.tasks.retrying.map([key]).apply_async()
+            shared.journal.wait_for("contended", key=key)
+            failing = shared.tasks.failing.map([key]).apply_async()
+            with pytest.raises(LockContended):
+                failing.get(timeout=PATIENCE)
+            assert shared.journal.entries("start", key=key) == []
+        assert waiting.get(timeout=PATIENCE) == [key]

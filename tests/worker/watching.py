@@ -1,0 +1,131 @@
+"""What the tests of endings look at: when a process died, when a key could be had, what is left in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from celery_distlock import Lock
+from celery_distlock.held import HeldLock
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
+
+__all__ = ["Death", "Grant", "assert_free_at_once", "first_grant", "left_in", "lock_of", "quietly_held"]
+
+
+class Death:
+    """The moment a process ends, by its pidfd: no report of anybody's, and no number that is used again.
+
+    Arguments:
+        pid: a process that is alive.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        self._at: float | None = None
+        self._noted = threading.Event()
+        threading.Thread(target=self._watch, daemon=True, name=f"death-of-{pid}").start()
+
+    def _watch(self) -> None:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        poller.poll()
+        self._at = time.monotonic()
+        self._noted.set()
+
+    @property
+    def happened(self) -> bool:
+        """Whether the process has ended by now; asked from the kernel."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def wait(self, timeout: float = 20.0) -> float:
+        """Wait for it and return its monotonic time, at most a moment late."""
+        assert self._noted.wait(timeout), f"process {self.pid} still lives after {timeout} s"
+        assert self._at is not None
+        return self._at
+
+
+class Grant:
+    """What :func:`first_grant` saw.
+
+    Attributes:
+        asked: monotonic time at which the request that succeeded was sent.
+        at: when its answer was there.
+        fence: the grant's number.
+        after: whether the watched process had ended by then; True where none was watched.
+    """
+
+    def __init__(self, asked: float, at: float, fence: int, after: bool) -> None:
+        self.asked, self.at, self.fence, self.after = asked, at, fence, after
+
+
+def lock_of(tasks: Any, key: str, **options: Any) -> Lock:
+    """Return a lock of the test's own on a task's key."""
+    return Lock(key, app=tasks.app, **options)
+
+
+def first_grant(lock: Lock, death: Death | None = None, timeout: float = 20.0) -> Grant:
+    """Ask for a lock again and again, a millisecond apart, until it is granted; then release it."""
+    deadline = time.monotonic() + timeout
+    while True:
+        asked = time.monotonic()
+        if lock.acquire(blocking=False):
+            at = time.monotonic()
+            after = death is None or death.happened
+            fence = lock.fence
+            lock.release()
+            assert fence is not None
+            return Grant(asked, at, fence, after)
+        assert at_most(deadline), f"{lock!r} was not granted within {timeout} s; held by {lock.holders()}"
+        # Nothing tells a stranger when a key becomes free: the tests' measure is a polling lock.
+        time.sleep(0.001)
+
+
+def at_most(deadline: float) -> bool:
+    return time.monotonic() < deadline
+
+
+def assert_free_at_once(tasks: Any, key: str, within: float = 1.0) -> None:
+    """Fail unless the key can be had now; a result is stored a moment before its lock is released."""
+    lock = lock_of(tasks, key)
+    assert lock.acquire(timeout=within), f"{key!r} is still held by {lock.holders()}"
+    lock.release()
+    assert lock.holders() == []
+
+
+@contextlib.contextmanager
+def quietly_held(lock: Lock) -> Iterator[HeldLock]:
+    """Hold a lock that the test takes over from somebody, and do not mind if it is lost."""
+    assert lock.acquire(timeout=10)
+    held = lock._held
+    assert held is not None
+    yield held
+    with contextlib.suppress(Exception):
+        lock.release()
+
+
+def left_in(server: RedisServer, url: str, *, tombstones: bool = False) -> list[str]:
+    """Return the keys of a lock database, without the shards' meta hashes.
+
+    Arguments:
+        server: where it is.
+        url: which database.
+        tombstones: do not count those of owners that were barred; they expire by themselves.
+    """
+    with server.client(int(url.rpartition("/")[2])) as client:
+        names = [str(name) for name in client.scan_iter(count=1000)]
+    kept = [name for name in names if not name.endswith("}:meta")]
+    return [name for name in kept if not (tombstones and "}:t:" in name)]
+
+
+def assert_nothing_left(server: RedisServer, url: str, *, tombstones: bool = False) -> None:
+    """Fail unless the lock database holds nothing but the shards' meta hashes, now or in a moment."""
+    eventually(lambda: not left_in(server, url, tombstones=tombstones), 3, f"an empty lock store: {left_in(server, url)}")
