@@ -10,7 +10,7 @@ from celery_distlock.options import store_settings
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 
-__all__ = ["forget_store", "store_of"]
+__all__ = ["forget_store", "store_of", "use_store"]
 
 _stores: weakref.WeakKeyDictionary[Any, LockStore] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -35,6 +35,13 @@ def store_of(app: Any) -> LockStore:
                 store = open_store(settings.url, prefix=settings.prefix, options=settings.options)
                 _stores[app] = store
     return store
+
+
+def use_store(app: Any, store: LockStore) -> None:
+    """Make ``store`` the app's, whatever its configuration says, until :func:`forget_store`. For tests."""
+    forget_store(app)
+    with _lock:
+        _stores[app] = store
 
 
 def forget_store(app: Any) -> None:

@@ -71,18 +71,14 @@ def test_the_app_has_an_empty_memory_store_for_one_test_and_its_own_settings_bef
     )
 
 
-def test_a_setting_that_was_made_on_the_conf_comes_back(pytester: pytest.Pytester) -> None:
+def test_the_configuration_is_not_touched(pytester: pytest.Pytester) -> None:
     passes(
         pytester,
         """
         def test_with(distlock_memory, distlock_app):
-            assert distlock_app.conf.distlock_url == distlock_memory.name
-
-        def test_after(distlock_app):
-            assert distlock_app.conf.distlock_url == "redis://127.0.0.1:2/0"
+            assert distlock_app.conf.distlock_url == "redis://127.0.0.1:1/0"
         """,
-        2,
-        CONFTEST + "\napp.conf.distlock_url = 'redis://127.0.0.1:2/0'\n",
+        1,
     )
 
 

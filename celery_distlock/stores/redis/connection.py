@@ -163,7 +163,7 @@ class Connections:
                 break
             if time.monotonic() >= end:
                 raise TimeoutError(f"{len(replies)} of {count} replies came in time")
-        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+        if any(map(_is_read_only, replies)):
             # The primary we knew has become a replica. Whoever is primary now may answer to the same name.
             link.disconnect()
         return replies
@@ -196,6 +196,11 @@ class Connections:
         self._pid = os.getpid()
         for link in links:
             link.disconnect()
+
+
+def _is_read_only(reply: Any) -> bool:
+    # Before Redis 7, an error inside a script is wrapped into another.
+    return isinstance(reply, ReadOnlyError) or (isinstance(reply, ResponseError) and "-READONLY " in str(reply))
 
 
 _everywhere: weakref.WeakSet[Connections] = weakref.WeakSet()

@@ -12,9 +12,9 @@ end
 if KEYS[7] then
   redis.call('SET', KEYS[7], '1', 'PX', ARGV[4])
 end
--- An acquire of unknown outcome may still be under way, and a renewal under way would re-assert a lease of an
--- earlier life: neither may bring back what is released here.
-if fence == '0' or of_an_earlier_life(fence) then
+-- An acquire of unknown outcome (fence 0, below every epoch) may still be under way, and a renewal under way would
+-- re-assert a lease of an earlier life: neither may bring back what is released here.
+if of_an_earlier_life(fence) then
   bury(barred(owner))
 end
 if listed then
