@@ -20,9 +20,10 @@ Who writes what
                           ▲          │                        │
                           └─contended┘                        └─ the store did not answer: the warden goes on
 
-Every field is an aligned 8-byte word (or guarded by the checksum), so a reader never sees half of a number. The
-checksum covers the words that make up a lease: on a machine that reorders stores, a reader that sees GRANTED before
-the key's bytes finds the sum wrong and looks again later.
+State, verdict, deadline and fence are aligned 8-byte words, so a reader never sees half of one. The checksum covers
+what is longer, or must agree with it: key, owner and ttl, written once, before the store is asked. On a machine that
+reorders stores, a reader that sees the state first finds the sum wrong and looks again later; a child killed in the
+middle of writing them had not asked yet.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import mmap
 import os
 import threading
 import zlib
+from collections import deque
 from dataclasses import dataclass
 
 from celery_distlock.lease import Lease
@@ -78,7 +80,8 @@ class Arena:
         self._bytes = memoryview(self._map)
         self._ints = self._bytes.cast("q")
         self._floats = self._bytes.cast("d")
-        self._free = list(range(size - 1, -1, -1))
+        # First in, first out: the warden's thread may be about to write into the cell that was freed last.
+        self._free = deque(range(size))
         # Requests are admitted by the consumer and dismissed by the warden, two threads.
         self._lock = threading.Lock()
 
@@ -87,7 +90,7 @@ class Arena:
         with self._lock:
             if not self._free:
                 return None
-            cell = Cell(self, self._free.pop())
+            cell = Cell(self, self._free.popleft())
         cell.reset()
         return cell
 
@@ -127,7 +130,7 @@ class Cell:
         arena._ints[base + _KEYLEN] = len(raw)
         arena._floats[base + _TTL] = ttl
         arena._ints[base + _FENCE] = 0
-        self._seal()
+        arena._ints[base + _SUM] = self._checksum()
         arena._ints[base + _STATE] = ASKING
         return True
 
@@ -136,7 +139,6 @@ class Cell:
         arena, base = self._arena, self.base
         arena._floats[base + _DEADLINE] = lease.deadline
         arena._ints[base + _FENCE] = lease.fence
-        self._seal()
         arena._ints[base + _STATE] = GRANTED
 
     def refused(self) -> None:
@@ -216,11 +218,8 @@ class Cell:
         arena, base = self._arena, self.base
         start = base * 8
         length = min(arena._ints[base + _KEYLEN], KEY_MAX)
-        head = zlib.crc32(arena._bytes[start + _TTL * 8 : start + _SUM * 8])
+        head = zlib.crc32(arena._bytes[start + _TTL * 8 : start + _FENCE * 8])
         return zlib.crc32(arena._bytes[start + _OWNER : start + _KEY + length], head)
-
-    def _seal(self) -> None:
-        self._arena._ints[self.base + _SUM] = self._checksum()
 
 
 _arena: Arena | None = None

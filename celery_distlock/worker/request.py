@@ -121,9 +121,8 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
         if supervised is None:
             return
         self.supervised = None
-        complete = supervised.cell is not None and supervised.cell.complete
         supervised.warden.end(supervised)
-        supervised.warden.copies.original_ended(supervised.run.label, complete and self.acknowledged)
+        supervised.warden.copies.original_ended(supervised.run.label, supervised.complete and self.acknowledged)
 
 
 def _supervised_execution(execute: Any) -> Any:

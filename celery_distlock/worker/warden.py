@@ -68,6 +68,8 @@ class Supervised(Kept):
         self.child: Child | None = None
         self.aborted: LockLost | None = None
         self.ended = False
+        #: Whether the run ended in a way that left a completion record; known once it has ended.
+        self.complete = False
         self.look_at = time.monotonic() + options.ttl / RENEWALS_PER_TTL
 
     def token(self) -> list[Any]:
@@ -77,7 +79,9 @@ class Supervised(Kept):
     def lease(self) -> Lease | None:
         """Return what the executor holds, as its cell says."""
         view = self.cell.view() if self.cell is not None else None
-        return view.lease if view is not None and view.state == cells.GRANTED else None
+        if view is None or view.state != cells.GRANTED or view.lease is None or view.lease.owner != self.owner:
+            return None
+        return view.lease
 
     def ttl(self) -> float:
         """Return the lease's ttl in seconds; before it is granted, the one that will be asked for."""
@@ -85,8 +89,8 @@ class Supervised(Kept):
 
     def on_renewed(self, deadline: float) -> None:
         """Tell the executor."""
-        assert self.cell is not None
-        self.cell.renewed(deadline)
+        if self.cell is not None and not self.ended:
+            self.cell.renewed(deadline)
 
     def on_lost(self, answer: Renewal) -> None:
         """Tell the executor, and kill it unless it only wants to be warned."""
@@ -143,7 +147,9 @@ class Warden:
         self.copies = Copies()
         self.generation = 0
         self._children = Children(self.keeper, self._child_died)
+        # By owner, and the latest of each run.
         self._table: dict[str, Supervised] = {}
+        self._by_label: dict[str, Supervised] = {}
         self._unsure_watch: _UnsureWatch | None = None
         self._pid = os.getpid()
         Warden.current = self
@@ -167,7 +173,7 @@ class Warden:
 
     def running(self, label: str) -> Supervised | None:
         """Return the run of that label, if it is in this worker's pool."""
-        return self._table.get(label)
+        return self._by_label.get(label)
 
     def admit(self, request: Any) -> Supervised:
         """Enter a request that is about to be handed to the pool, and give it its owner and cell."""
@@ -176,7 +182,7 @@ class Warden:
         options = task._lock_options_of(_Headers(request_dict))
         supervised = Supervised(self, request, self.arena.take(), run_of(request), options)
         request_dict["properties"] = {**(request_dict.get("properties") or {}), "distlock": supervised.token()}
-        self._table[supervised.run.label] = supervised
+        self._table[supervised.owner] = self._by_label[supervised.run.label] = supervised
         return supervised
 
     def accepted(self, supervised: Supervised, pid: int) -> None:
@@ -198,19 +204,24 @@ class Warden:
 
     def end(self, supervised: Supervised) -> None:
         """Take a request out of the table: its executor has ended it, or is dead. May be called twice."""
-        if supervised.ended:
+        # The consumer and the keeper may both come here for one request; pop() lets one of them in.
+        if self._table.pop(supervised.owner, None) is None:
             return
         supervised.ended = True
         self.keeper.drop(supervised)
-        if self._table.get(supervised.run.label) is supervised:
-            del self._table[supervised.run.label]
+        if self._by_label.get(supervised.run.label) is supervised:
+            del self._by_label[supervised.run.label]
         cell = supervised.cell
         if cell is None:
+            return
+        supervised.complete = cell.complete
+        if cell.state == cells.DONE and not supervised.complete:
+            self.arena.give(cell)
             return
         view = cell.view()
         completion = self._completion(supervised, view)
         if view is None or view.lease is None:
-            # None: killed in mid-writing, before the store was asked.
+            # None: killed in the middle of writing, before the store was asked.
             pass
         elif view.state == cells.ASKING:
             # The command may be on its way to the store: whatever it grants is void.

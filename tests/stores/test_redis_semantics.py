@@ -57,6 +57,7 @@ def test_an_expired_owner_that_asks_again_keeps_its_fence_and_its_place(store: R
     first = granted(store)
     behind.condemned_long_ago(first)
     assert granted(store, owner=first.owner).fence == first.fence
+    assert behind.client.hkeys(behind.name("r", "k")) == [first.owner]
     assert isinstance(store.acquire(claim()), Contended)
 
 
@@ -120,6 +121,18 @@ def test_a_mark_from_the_future_is_made_anew(store: RedisStore, behind: Behind) 
     behind.client.hset(behind.name("r", "k"), f"{old.owner}:condemned", f"{behind.now() + 3.6e9:.0f}")
     granted(store)
     assert store.renew([old]) == [Renewal.LOST]
+
+
+def test_a_mark_beside_a_lost_record_vanishes_by_itself(
+    store: RedisStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = granted(store)
+    behind.expire(old)
+    behind.client.delete(behind.name("r", "k"))
+    monkeypatch.setattr("celery_distlock.stores.redis.store._ASKS", 1)
+    assert isinstance(store.acquire(claim()), Contended)
+    assert behind.client.hkeys(behind.name("r", "k")) == [f"{old.owner}:condemned"]
+    assert behind.client.pttl(behind.name("r", "k")) > 0
 
 
 def test_an_expired_holder_stays_listed_while_nobody_comes(store: RedisStore, behind: Behind) -> None:
@@ -397,6 +410,17 @@ def test_fences_grow_across_a_flush_and_a_lost_counter(store: RedisStore, behind
     assert fences == sorted(set(fences))
 
 
+def test_fences_grow_beyond_one_that_was_entered_again_though_the_clock_is_behind_it(
+    store: RedisStore, behind: Behind
+) -> None:
+    ahead = behind.now() + 3600e6
+    behind.client.hset(behind.meta("k"), mapping={"fence": f"{ahead:.0f}", "epoch": "1"})
+    leases = [granted(store, "k"), granted(store, "k", limit=2)]
+    behind.client.flushdb()
+    assert store.renew(leases[1:]) == [Renewal.REASSERTED]
+    assert granted(store, "k", limit=2).fence > leases[1].fence > ahead
+
+
 def test_fences_are_server_time_unless_the_counter_is_ahead(store: RedisStore, behind: Behind) -> None:
     before = behind.now()
     fence = granted(store).fence
@@ -452,7 +476,9 @@ def test_a_forgotten_completion_runs_again(store: RedisStore, behind: Behind) ->
 
 def test_completions_of_keys_and_runs_with_separators_do_not_collide() -> None:
     layout = Layout("p")
-    assert layout.completion("a:b", "c") != layout.completion("a", "b:c")
+    # Enough of them for some to be in one shard.
+    pairs = [pair for n in range(200) for pair in ((f"a:b{n}", "c"), ("a", f"b{n}:c"))]
+    assert len({layout.completion(key, run) for key, run in pairs}) == len(pairs)
 
 
 # Holders.

@@ -61,14 +61,22 @@ class Shared:
         """Let a task that waits at the gate of this key go on."""
         self.broker.rpush(f"gate:{key}", *["open"] * times)
 
-    def wait_until_idle(self, queue: str = "celery") -> None:
-        """Wait until the broker has no message that is waiting, running or not acknowledged."""
-        names = [queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))]
-        eventually(
-            lambda: not any(self.broker.llen(name) for name in names) and not self.broker.hlen("unacked"),
-            PATIENCE,
-            "an idle broker",
-        )
+    def wait_until_free(self, *keys: str) -> None:
+        """Wait until nobody holds these keys: a lock is released a moment after the result is there."""
+        for key in keys:
+            lock = self.lock(key)
+            eventually(lambda lock=lock: not lock.locked(), 5.0, f"the release of {key}")  # type: ignore[misc]
+
+    def wait_until_idle(self, but_for: int = 0) -> None:
+        """Wait until the broker has no message waiting, and none being worked on but for so many."""
+        names = ["celery", *(f"celery\x06\x16{priority}" for priority in (3, 6, 9))]
+
+        def idle() -> bool:
+            # In this order: a message moves from its queue to the unacknowledged ones.
+            waiting = any(self.broker.llen(name) for name in names)
+            return not waiting and self.broker.hlen("unacked") == but_for
+
+        eventually(idle, PATIENCE, "an idle broker")
 
 
 @contextlib.contextmanager

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from celery_distlock import Lock
-from celery_distlock.held import HeldLock
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 
-__all__ = ["Death", "Grant", "assert_free_at_once", "first_grant", "left_in", "lock_of", "quietly_held"]
+__all__ = [
+    "Death",
+    "Grant",
+    "assert_free_at_once",
+    "assert_nothing_left",
+    "first_grant",
+    "left_in",
+    "lock_of",
+    "seen_held",
+]
 
 
 class Death:
@@ -84,13 +90,9 @@ def first_grant(lock: Lock, death: Death | None = None, timeout: float = 20.0) -
             lock.release()
             assert fence is not None
             return Grant(asked, at, fence, after)
-        assert at_most(deadline), f"{lock!r} was not granted within {timeout} s; held by {lock.holders()}"
+        assert time.monotonic() < deadline, f"{lock!r} was not granted within {timeout} s; held by {lock.holders()}"
         # Nothing tells a stranger when a key becomes free: the tests' measure is a polling lock.
         time.sleep(0.001)
-
-
-def at_most(deadline: float) -> bool:
-    return time.monotonic() < deadline
 
 
 def assert_free_at_once(tasks: Any, key: str, within: float = 1.0) -> None:
@@ -101,15 +103,11 @@ def assert_free_at_once(tasks: Any, key: str, within: float = 1.0) -> None:
     assert lock.holders() == []
 
 
-@contextlib.contextmanager
-def quietly_held(lock: Lock) -> Iterator[HeldLock]:
-    """Hold a lock that the test takes over from somebody, and do not mind if it is lost."""
-    assert lock.acquire(timeout=10)
-    held = lock._held
-    assert held is not None
-    yield held
-    with contextlib.suppress(Exception):
-        lock.release()
+def seen_held(lock: Lock, seconds: float) -> None:
+    """Fail if the key can be had within so many seconds, which are more than its holder's ttl."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert not lock.acquire(timeout=max(0.0, end - time.monotonic())), f"{lock!r} was granted"
 
 
 def left_in(server: RedisServer, url: str, *, tombstones: bool = False) -> list[str]:

@@ -15,7 +15,6 @@ local function grant()
   end
   redis.call('ZADD', holders, digits(now + ttl), owner)
   redis.call('HSET', records, owner, fence .. ' ' .. ARGV[4] .. ' ' .. record)
-  redis.call('HDEL', records, mark_of(owner))
   keep(now + ttl)
   return fence
 end
@@ -46,11 +45,11 @@ end
 
 if redis.call('ZSCORE', holders, owner) then
   local known = redis.call('HGET', records, owner)
+  redis.call('HDEL', records, mark_of(owner))
   if not known then
     return grant()
   end
   redis.call('ZADD', holders, digits(now + ttl), owner)
-  redis.call('HDEL', records, mark_of(owner))
   keep(now + ttl)
   return string.match(known, '^%d+')
 end
