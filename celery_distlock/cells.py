@@ -8,7 +8,8 @@ Who writes what
     field      executor                        main process (warden)
     ========== =============================== ============================================
     state      ASKING … DONE                   FREE, READY (only while nobody executes)
-    key, owner, ttl, fence                     --
+    key, owner, ttl,                           --
+    limit, fence
                before the state says so
     deadline   when granted                    at every renewal
     verdict    --                              LOST, once
@@ -21,9 +22,9 @@ Who writes what
                           └─contended┘                        └─ the store did not answer: the warden goes on
 
 State, verdict, deadline and fence are aligned 8-byte words, so a reader never sees half of one. The checksum covers
-what is longer, or must agree with it: key, owner and ttl, written once, before the store is asked. On a machine that
-reorders stores, a reader that sees the state first finds the sum wrong and looks again later; a child killed in the
-middle of writing them had not asked yet.
+what is longer, or must agree with it: key, owner, ttl and limit, written once, before the store is asked. On a
+machine that reorders stores, a reader that sees the state first finds the sum wrong and looks again later; a child
+killed in the middle of writing them had not asked yet.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ FREE, READY, ASKING, GRANTED, RELEASING, DONE = range(6)
 _SIZE = 512
 _WORDS = _SIZE // 8
 # Word offsets within a cell.
-_STATE, _VERDICT, _DEADLINE, _TTL, _FENCE, _SUM, _COMPLETE, _KEYLEN = range(8)
-_OWNER = 8 * 8
+_STATE, _VERDICT, _DEADLINE, _FENCE, _COMPLETE, _SUM, _TTL, _LIMIT, _KEYLEN = range(9)
+_OWNER = 9 * 8
 _OWNER_LEN = 32
 _KEY = _OWNER + _OWNER_LEN
 #: Longest key, in UTF-8 bytes, that a cell can hold.
@@ -118,7 +119,7 @@ class Cell:
 
     # -- executor ---------------------------------------------------------------------------------------------
 
-    def asking(self, key: str, owner: str, ttl: float) -> bool:
+    def asking(self, key: str, owner: str, ttl: float, limit: int) -> bool:
         """Say which key is being asked for, before the store hears of it; False if the key does not fit."""
         raw = key.encode()
         if len(raw) > KEY_MAX or len(owner) != _OWNER_LEN:
@@ -129,6 +130,7 @@ class Cell:
         arena._bytes[start + _KEY : start + _KEY + len(raw)] = raw
         arena._ints[base + _KEYLEN] = len(raw)
         arena._floats[base + _TTL] = ttl
+        arena._ints[base + _LIMIT] = limit
         arena._ints[base + _FENCE] = 0
         arena._ints[base + _SUM] = self._checksum()
         arena._ints[base + _STATE] = ASKING
@@ -182,7 +184,7 @@ class Cell:
     def reset(self) -> None:
         """Make the cell ready for another request."""
         arena, base = self._arena, self.base
-        for word in (_VERDICT, _DEADLINE, _TTL, _FENCE, _SUM, _COMPLETE, _KEYLEN):
+        for word in (_VERDICT, _DEADLINE, _FENCE, _COMPLETE, _SUM, _TTL, _LIMIT, _KEYLEN):
             arena._ints[base + word] = 0
         arena._ints[base + _STATE] = READY
 
@@ -203,6 +205,7 @@ class Cell:
             fence=ints[base + _FENCE],
             ttl=floats[base + _TTL],
             deadline=floats[base + _DEADLINE],
+            limit=ints[base + _LIMIT],
         )
         return View(state, lease, complete)
 
@@ -218,7 +221,7 @@ class Cell:
         arena, base = self._arena, self.base
         start = base * 8
         length = min(arena._ints[base + _KEYLEN], KEY_MAX)
-        head = zlib.crc32(arena._bytes[start + _TTL * 8 : start + _FENCE * 8])
+        head = zlib.crc32(arena._bytes[start + _TTL * 8 : start + _OWNER])
         return zlib.crc32(arena._bytes[start + _OWNER : start + _KEY + length], head)
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from celery_distlock.errors import LockLost, StoreUnavailable
@@ -80,7 +80,7 @@ class SelfKept(Kept):
             self.end()
             give_back(self.store, lease)
             return None
-        return None if lease is None else Lease(lease.key, lease.owner, lease.fence, lease.ttl, self.deadline)
+        return None if lease is None else replace(lease, deadline=self.deadline)
 
     def ttl(self) -> float:
         """Return the lease's ttl in seconds."""
@@ -120,6 +120,11 @@ class HeldLock:
         self.released = False
         if isinstance(trust, SelfKept):
             trust.used_by(self)
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as it was granted; its deadline is the first one."""
+        return self._lease
 
     @property
     def key(self) -> str:

@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 #: How many times per ttl a lease is renewed.
 RENEWALS_PER_TTL = 3
 #: Seconds between two tries to tell something to a store that does not answer.
-RETRY_PAUSE = 0.1
+#: Shorter than the grace that a store gives an expired holder to speak up.
+RETRY_PAUSE = 0.03
 #: Completion records to be erased are collected for this many seconds, or until there are that many.
 FORGET_EVERY, FORGET_MANY = 1.0, 500
 _IDLE = 3600.0

@@ -15,7 +15,8 @@ Fields of a template
     A field is a parameter, or something inside of one: ``{order[id]}``, ``{rows[0][name]}``. There are no attributes,
     because there are no objects after the wire, and no conversions or formats, because they make different values
     look the same. Between two fields stands at least one character that no rendered value contains; then no argument
-    can imitate a separator, and different values never make one text:
+    can imitate a separator, and different values never make one text. ``:`` ``/`` ``|`` ``#`` are such characters
+    anyway; where only ``_ . - @`` stand between two fields, these are escaped in the template's values, too:
 
     =====================================  ==========================================================================
     int                                    its digits: ``7``, ``-7``
@@ -254,15 +255,24 @@ def _by_arguments(origin: _Origin, parameters: list[inspect.Parameter], chosen: 
 _PLAIN = re.compile(r"[A-Za-z0-9_.@-]+").fullmatch
 _LIKE_INT = re.compile(r"-?[0-9]+").fullmatch
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_.@-]")
-#: A character that no rendered value contains.
+#: A character that no rendered value contains, and those that are escaped where a template needs them to separate.
 _SEPARATOR = re.compile(r"[^A-Za-z0-9_.@~%-]")
+_SPARE_SEPARATORS = frozenset("_.@-")
 _FIELD = re.compile(r"([^.\[\]]+)((?:\[[^\[\]]+\])*)").fullmatch
 _INDEX = re.compile(r"\[([^\[\]]+)\]")
 
 
 def _by_template(origin: _Origin, parameters: list[inspect.Parameter], template: str) -> KeyFunction:
     literals, fields = _parse(origin, template)
+    names = [parameter.name for parameter in parameters]
+    if not fields and template in names:
+        raise origin.config_error(
+            f"names a parameter, but as a template it is one lock for all calls; write ({template!r},) "
+            f"or '{{{template}}}'"
+        )
     _check_names(origin, parameters, [root for root, _ in fields])
+    spare = {char for literal in literals[1:-1] if not _SEPARATOR.search(literal) for char in literal}
+    escapes = {ord(char): f"%{ord(char):02X}" for char in spare & _SPARE_SEPARATORS}
     bind = _binder(origin, parameters, [root for root, _ in fields])
     first, rest = literals[0], literals[1:]
     steps = [(root, indexes, literal) for (root, indexes), literal in zip(fields, rest, strict=True)]
@@ -275,7 +285,8 @@ def _by_template(origin: _Origin, parameters: list[inspect.Parameter], template:
                 for index in indexes:
                     value = find(value, index)
                     where += f"[{index!r}]"
-                text += _render(value) + literal
+                rendered = _render(value)
+                text += (rendered.translate(escapes) if escapes else rendered) + literal
             except LookupError as error:
                 raise origin.key_error(f"cannot be filled: argument {where} {error.args[0]}") from error
             except Exception as error:
@@ -315,10 +326,10 @@ def _parse(origin: _Origin, template: str) -> tuple[list[str], list[tuple[str, l
                     f"as in {{order[id]}}, or a callable"
                 )
             raise origin.config_error(f"has the malformed field {{{field}}}; indexes are written as in {{order[id]}}")
-        if fields and not _SEPARATOR.search(literals[-1]):
+        if fields and not _SEPARATOR.search(literals[-1]) and not _SPARE_SEPARATORS & set(literals[-1]):
             raise origin.config_error(
                 f"has nothing between {{{_spell(*fields[-1])}}} and {{{field}}} that a value cannot contain, so "
-                f"different arguments could make one key; put one of : / | # + between them"
+                f"different arguments could make one key; put one of : / | # - _ between them"
             )
         fields.append((match[1], _INDEX.findall(match[2])))
         literals.append("")

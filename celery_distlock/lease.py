@@ -117,6 +117,7 @@ class Lease:
 
     ``fence`` grows with every grant of a key (limit 1). A fence of 0 means that it is not known whether the store
     granted the claim; releasing such a lease also forbids its owner to be granted the key by a command still under way.
+    ``limit`` is the claim's: a store that lost its data has nobody else to ask how many may hold the key.
     """
 
     key: str
@@ -124,6 +125,7 @@ class Lease:
     fence: int
     ttl: float
     deadline: float
+    limit: int = 1
 
     @classmethod
     def unknown(cls, key: str, owner: str, ttl: float) -> Lease:

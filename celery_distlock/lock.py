@@ -23,6 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -181,7 +182,7 @@ class Lock:
         held.released = True
         stack = frames()
         stack[:] = [frame for frame in stack if frame.lock is not held]
-        lease = Lease(held.key, held.owner, held.fence, held.ttl, kept.deadline)
+        lease = replace(held.lease, deadline=kept.deadline)
         self._held = self._kept = None
         try:
             (ours,) = self._store.release([lease])

@@ -228,7 +228,7 @@ class MemoryStore(LockStore):
             else:
                 held = _Held(claim.key, claim.owner, next(_fences), now + claim.ttl, dict(claim.record))
                 table.enter(held)
-            return Lease(claim.key, claim.owner, held.fence, claim.ttl, deadline_of(sent, claim.ttl))
+            return Lease(claim.key, claim.owner, held.fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
 
     def renew(self, leases: Sequence[Lease]) -> list[Renewal]:
         """Start the time of these leases anew; see :meth:`LockStore.renew`."""
@@ -247,7 +247,7 @@ class MemoryStore(LockStore):
             return Renewal.LOST
         if pair in table.barred or not 0 < lease.fence < table.epoch:
             return Renewal.GONE
-        if lease.key in table.holders:
+        if len(table.holders.get(lease.key, ())) >= lease.limit:
             table.bury(*pair, now)  # the verdict stands, also when the key is free at the next renewal
             return Renewal.LOST
         table.enter(_Held(lease.key, lease.owner, lease.fence, now + lease.ttl, {}))

@@ -85,7 +85,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         body: what to call with the arguments.
     """
     request.distlock_entered = True
-    options: LockOptions = task._lock_options_of(request)
+    options: LockOptions = task._lock_checked_options_of(request)
     key = task._lock_key_of(request, args, kwargs)
     if key is None:
         return body(*args, **kwargs)
@@ -158,7 +158,7 @@ def _acquire(
         },
         _completion(task, key, run) if _may_be_copy(task, request) else None,
     )
-    if cell is not None and not cell.asking(key, owner, options.ttl):
+    if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
         cell = None
     answer: Lease | Contended | Completed
     if claim.limit > 1 and claim.completion is not None and _copies(run, store.holders(key)):
@@ -315,10 +315,9 @@ def _leaves_record(task: Any, request: Any, state: str | None, retval: Any) -> b
     """Return whether this ending means that the message must not do its work again."""
     if not task.acks_late or request.is_eager:
         return False
-    if state == states.REJECTED:
-        return not retval.requeue
-    if state == states.FAILURE and not task.acks_on_failure:
-        # It is rejected; what a dead-letter queue later sends back is meant to run.
+    if state == states.REJECTED or (state == states.FAILURE and not task.acks_on_failure):
+        # It goes back to its queue, or to where dead letters go, and what comes back from there is meant to run. Only
+        # the main process rejects it, and reports that: if it dies before it can, the next delivery has to.
         return False
     # None: killed on the way, the work is not known to be done.
     return state is not None

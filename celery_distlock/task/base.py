@@ -147,6 +147,14 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         return store_of(self._get_app())
 
     def _lock_options_of(self, request: Any) -> LockOptions:
+        """Return the options of one message, for the worker's main process, which must not die of a wrong one."""
+        try:
+            return self._lock_checked_options_of(request)
+        except LockConfigError:
+            # The executor refuses to run it, and says why in the task's own result.
+            return self._lock_options
+
+    def _lock_checked_options_of(self, request: Any) -> LockOptions:
         given = request.headers.get(OPTIONS_HEADER) if request.headers else None
         if not given:
             return self._lock_options
@@ -155,7 +163,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
     def _lock_key_of(self, request: Any, args: Any, kwargs: Any) -> str | None:
         given = request.headers.get(OPTIONS_HEADER) if request is not None and request.headers else None
         if given and "key" in given:
-            return _compile(type(self), self.name, self._lock_options_of(request).key)(args, kwargs)
+            return _compile(type(self), self.name, self._lock_checked_options_of(request).key)(args, kwargs)
         return type(self)._lock_key(args, kwargs)
 
     def _lock_warn_once(self, sentence: str) -> None:

@@ -41,7 +41,7 @@ class Run:
         return cls(
             request.id,
             request.retries or 0,
-            int((headers or {}).get(ATTEMPT_HEADER, 0)),
+            _count((headers or {}).get(ATTEMPT_HEADER)),
             request.replaced_task_nesting or 0,
             request.parent_id,
         )
@@ -75,3 +75,8 @@ class Run:
 
 def _order(holder: Holder) -> tuple[int, int, int]:
     return holder.get("retries", 0), holder.get("depth", 0), holder.get("attempt", 0)
+
+
+def _count(value: Any) -> int:
+    # A message can come from anywhere, and the worker's main process must not die of it.
+    return value if isinstance(value, int) and value > 0 else 0

@@ -213,7 +213,8 @@ def test_args_and_kwargs_themselves_may_be_chosen() -> None:
         ("order:{ordr_id}", "'ordr_id', which is no parameter"),
         ("order:{ordr_id[pk]}", "'ordr_id', which is no parameter"),
         ("{order_id}{shop}", r"nothing between \{order_id\} and \{shop\}"),
-        ("{order_id}-x.y_z~%41@{shop}", "nothing between"),
+        ("{order_id}x1~%41{shop}", "nothing between"),
+        ("order_id", r"one lock for all calls; write \('order_id',\) or '\{order_id\}'"),
         ("\ud800", "not valid Unicode"),
     ],
 )
@@ -221,6 +222,14 @@ def test_a_wrong_spec_is_refused_where_the_task_is_defined(spec: Any, message: s
     with pytest.raises(LockConfigError, match=message) as caught:
         compile_key(TASK, spec, charge, option="unique_key")
     assert str(caught.value).startswith(f"task 'shop.charge', unique_key={spec!r}: ")
+
+
+def test_what_separates_two_fields_is_escaped_in_them() -> None:
+    key = compile_key(TASK, "order_{order_id}_{shop}", charge)
+    assert key(("a",), {"shop": "b"}) == "order_a_b"
+    assert key(("a_b",), {"shop": "c"}) == "order_a%5Fb_c"
+    assert key(("a",), {"shop": "b_c"}) == "order_a_b%5Fc"
+    assert compile_key(TASK, "{order_id}-{shop}", charge)((-7,), {"shop": "eu-west"}) == "%2D7-eu%2Dwest"
 
 
 def test_a_task_without_parameters_says_so() -> None:

@@ -1,4 +1,4 @@
--- ARGV: owner, linger (ms), fence, ttl (us). Returns a Renewal.
+-- ARGV: owner, linger (ms), fence, ttl (us), limit. Returns a Renewal.
 
 local fence, ttl = ARGV[3], tonumber(ARGV[4])
 local HELD, REASSERTED, GONE, LOST = 1, 2, 3, 4
@@ -17,12 +17,7 @@ if fence == '0' or redis.call('ZSCORE', tombs, barred(owner)) or not of_an_earli
   return GONE
 end
 
--- A lease does not know its limit; those who came meanwhile do.
-local limit = 1
-for _, holder in ipairs(redis.call('ZRANGE', holders, 0, -1)) do
-  local known = redis.call('HGET', records, holder)
-  limit = math.max(limit, tonumber(known and string.match(known, '^%d+ (%d+) ') or 1))
-end
+local limit = tonumber(ARGV[5])
 purge_waiters()
 if redis.call('ZCARD', holders) >= limit or redis.call('EXISTS', waiters) == 1 then
   bury(owner) -- the verdict stands, also when this answer does not arrive and the key is free at the next renewal
@@ -39,6 +34,6 @@ else
   redis.call('HSET', meta, 'fence', digits(counter), 'epoch', digits(counter))
 end
 redis.call('ZADD', holders, digits(now + ttl), owner)
-redis.call('HSET', records, owner, fence .. ' 1 {}')
+redis.call('HSET', records, owner, fence .. ' ' .. ARGV[5] .. ' {}')
 keep(now + ttl)
 return REASSERTED

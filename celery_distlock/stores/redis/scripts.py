@@ -52,5 +52,5 @@ class Script:
 
 
 ACQUIRE = Script("acquire", 6)
-RENEW = Script("renew", 4)
+RENEW = Script("renew", 5)
 RELEASE = Script("release", 4)

@@ -23,8 +23,7 @@ When the data are gone
     Fences are server time in µs (or the last one + 1), so they grow across a loss of the counter; ``epoch`` is the
     first fence of the present data. A lease with a fence before the epoch, or above the counter (a replica took over
     without the last writes), was granted in an earlier life of the store: if its place is free, and its owner was not
-    released or replaced since, a renewal enters it again (REASSERTED). A lease does not carry its limit: in an
-    earlier life's place only one such holder is let in, or as many as the limit of those who came meanwhile.
+    released or replaced since, a renewal enters it again (REASSERTED), without what it had told of itself.
 """
 
 from __future__ import annotations
@@ -161,7 +160,8 @@ class RedisStore(LockStore):
             answer = self._run(ACQUIRE, [call], end)
         reply = answer.replies[0]
         if isinstance(reply, bytes):
-            return Lease(claim.key, claim.owner, int(reply), claim.ttl, deadline_of(answer.sent, claim.ttl))
+            deadline = deadline_of(answer.sent, claim.ttl)
+            return Lease(claim.key, claim.owner, int(reply), claim.ttl, deadline, claim.limit)
         if isinstance(reply, list):
             return Contended(claim.key, tuple(_holders(claim.key, int(reply[1]), reply[2:])))
         assert done is not None
@@ -177,7 +177,13 @@ class RedisStore(LockStore):
         calls = [
             RENEW.call(
                 self._layout.packed(lease.key),
-                (lease.owner.encode(), linger, b"%d" % lease.fence, b"%d" % round(lease.ttl * 1e6)),
+                (
+                    lease.owner.encode(),
+                    linger,
+                    b"%d" % lease.fence,
+                    b"%d" % round(lease.ttl * 1e6),
+                    b"%d" % lease.limit,
+                ),
             )
             for lease in leases
         ]
