@@ -8,8 +8,9 @@ Who writes what
     field      executor                        main process (warden)
     ========== =============================== ============================================
     state      ASKING … DONE                   FREE, READY (only while nobody executes)
-    key, owner, ttl,                           --
+    pid, key, ttl,                             --
     limit, fence
+    owner      --                              when the cell is taken
                before the state says so
     deadline   when granted                    at every renewal
     verdict    --                              LOST, once
@@ -19,7 +20,7 @@ Who writes what
 
         FREE ──admit──▶ READY ──▶ ASKING ──▶ GRANTED ──▶ RELEASING ──▶ DONE ──▶ FREE
                           ▲          │                        │
-                          └─contended┘                        └─ the store did not answer: the warden goes on
+                          └─contended┘                        └─ no answer ─▶ OWED: the warden goes on
 
 State, verdict, deadline and fence are aligned 8-byte words, so a reader never sees half of one. The checksum covers
 what is longer, or must agree with it: key, owner, ttl and limit, written once, before the store is asked. On a
@@ -38,21 +39,23 @@ from dataclasses import dataclass
 
 from celery_distlock.lease import Lease
 
-__all__ = ["ASKING", "DONE", "FREE", "GRANTED", "READY", "RELEASING", "Arena", "Cell", "View"]
+__all__ = ["ASKING", "DONE", "FREE", "GRANTED", "OWED", "READY", "RELEASING", "Arena", "Cell", "View"]
 
-FREE, READY, ASKING, GRANTED, RELEASING, DONE = range(6)
+FREE, READY, ASKING, GRANTED, RELEASING, OWED, DONE = range(7)
 
 _SIZE = 512
 _WORDS = _SIZE // 8
 # Word offsets within a cell.
-_STATE, _VERDICT, _DEADLINE, _FENCE, _COMPLETE, _SUM, _TTL, _LIMIT, _KEYLEN = range(9)
-_OWNER = 9 * 8
+_STATE, _VERDICT, _DEADLINE, _FENCE, _COMPLETE, _PID, _SUM, _TTL, _LIMIT, _KEYLEN = range(10)
+_OWNER = 10 * 8
 _OWNER_LEN = 32
 _KEY = _OWNER + _OWNER_LEN
 #: Longest key, in UTF-8 bytes, that a cell can hold.
 KEY_MAX = _SIZE - _KEY
 
 _LOST = 1
+#: As the stores encode keys.
+_UTF8 = ("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,13 @@ class Arena:
         # Requests are admitted by the consumer and dismissed by the warden, two threads.
         self._lock = threading.Lock()
 
-    def take(self) -> Cell | None:
-        """Return a READY cell, or None when all are in use."""
+    def take(self, owner: str) -> Cell | None:
+        """Return a READY cell that belongs to ``owner``, or None when all are in use."""
         with self._lock:
             if not self._free:
                 return None
             cell = Cell(self, self._free.popleft())
-        cell.reset()
+        cell.reset(owner)
         return cell
 
     def give(self, cell: Cell) -> None:
@@ -120,13 +123,18 @@ class Cell:
     # -- executor ---------------------------------------------------------------------------------------------
 
     def asking(self, key: str, owner: str, ttl: float, limit: int) -> bool:
-        """Say which key is being asked for, before the store hears of it; False if the key does not fit."""
-        raw = key.encode()
-        if len(raw) > KEY_MAX or len(owner) != _OWNER_LEN:
-            return False
+        """Say which key is being asked for, and who asks, before the store hears of it.
+
+        Returns:
+            False if the cell cannot be used: the key is too long, or the cell belongs to somebody else by now, since
+            the pool had lost this request and started it nevertheless.
+        """
+        raw = key.encode(*_UTF8)
         arena, base = self._arena, self.base
         start = base * 8
-        arena._bytes[start + _OWNER : start + _KEY] = owner.encode()
+        if len(raw) > KEY_MAX or arena._bytes[start + _OWNER : start + _KEY] != owner.encode():
+            return False
+        arena._ints[base + _PID] = os.getpid()
         arena._bytes[start + _KEY : start + _KEY + len(raw)] = raw
         arena._ints[base + _KEYLEN] = len(raw)
         arena._floats[base + _TTL] = ttl
@@ -153,6 +161,10 @@ class Cell:
         arena._ints[base + _COMPLETE] = complete
         arena._ints[base + _STATE] = RELEASING
 
+    def owed(self) -> None:
+        """Say that the store could not be told; whoever reads this is to go on."""
+        self._arena._ints[self.base + _STATE] = OWED
+
     def done(self) -> None:
         """Say that the store has been told."""
         self._arena._ints[self.base + _STATE] = DONE
@@ -175,17 +187,23 @@ class Cell:
         return self._arena._ints[self.base + _STATE]
 
     @property
+    def pid(self) -> int:
+        """Which process asked; 0 before it did."""
+        return self._arena._ints[self.base + _PID]
+
+    @property
     def complete(self) -> bool:
         """True when the executor, on releasing, asked for a completion record."""
         return bool(self._arena._ints[self.base + _COMPLETE])
 
     # -- main process -----------------------------------------------------------------------------------------
 
-    def reset(self) -> None:
+    def reset(self, owner: str) -> None:
         """Make the cell ready for another request."""
         arena, base = self._arena, self.base
-        for word in (_VERDICT, _DEADLINE, _FENCE, _COMPLETE, _SUM, _TTL, _LIMIT, _KEYLEN):
+        for word in range(_VERDICT, _KEYLEN + 1):
             arena._ints[base + word] = 0
+        arena._bytes[base * 8 + _OWNER : base * 8 + _KEY] = owner.encode()
         arena._ints[base + _STATE] = READY
 
     def view(self) -> View | None:
@@ -200,7 +218,7 @@ class Cell:
             return None
         length = ints[base + _KEYLEN]
         lease = Lease(
-            key=bytes(arena._bytes[start + _KEY : start + _KEY + length]).decode(),
+            key=bytes(arena._bytes[start + _KEY : start + _KEY + length]).decode(*_UTF8),
             owner=bytes(arena._bytes[start + _OWNER : start + _KEY]).decode(),
             fence=ints[base + _FENCE],
             ttl=floats[base + _TTL],

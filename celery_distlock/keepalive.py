@@ -29,7 +29,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from celery_distlock.errors import StoreUnavailable
@@ -79,6 +79,9 @@ class Kept(ABC):
     def on_lost(self, answer: Renewal) -> None:
         """Write down that the lease is lost; ``answer`` is LOST or GONE."""
 
+    def on_look(self) -> None:  # noqa: B027  # not everybody cares
+        """Called at every look, at least half of a third of the ttl apart."""
+
     def on_unsure(self, lease: Lease, reason: Exception) -> None:  # noqa: B027  # not everybody cares
         """Note that the deadline has passed without an answer; called once per silence."""
 
@@ -123,6 +126,7 @@ class Keeper:
         self._wake_w: socket.socket | None = None
         self._wakes_at = math.inf
         self._stopping = False
+        self._stop_by = math.inf
 
     # -- from any thread --------------------------------------------------------------------------------------
 
@@ -192,7 +196,7 @@ class Keeper:
         thread = self._thread
         if thread is None:
             return
-        deadline = time.monotonic() + timeout
+        self._stop_by = deadline = time.monotonic() + timeout
         self._stopping = True
         self._wake()
         if thread is not threading.current_thread():
@@ -215,6 +219,7 @@ class Keeper:
             self._wake_w.setblocking(False)
             self._selector.register(self._wake_r, selectors.EVENT_READ, self._drain)
             self._stopping = False
+            self._stop_by = math.inf
             thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             thread.start()
             self._thread = thread
@@ -239,11 +244,15 @@ class Keeper:
                 # While the thread is awake everybody sends a wake-up: what is entered after the due time was
                 # computed would otherwise be looked at too late.
                 self._wakes_at = math.inf
+                if self._stopping:
+                    # A last look at the children that died just now.
+                    for selected, _ in self._selector.select(0.0):
+                        self._selected(selected)
                 self._run_calls()
                 self._work(time.monotonic(), flush=self._stopping)
-                if self._stopping:
-                    break
                 now = time.monotonic()
+                if self._stopping and (not self._debts or now >= self._stop_by):
+                    break
                 wakes_at = self._next_due(now)
                 pause = 0.0 if self._calls else max(0.0, wakes_at - now)
                 self._wakes_at = wakes_at
@@ -264,11 +273,21 @@ class Keeper:
         assert self._selector is not None
         if selected.fileobj is not self._wake_r:
             self._selector.unregister(selected.fileobj)
-        selected.data()
+        with self._unshaken():
+            selected.data()
+
+    @contextlib.contextmanager
+    def _unshaken(self) -> Iterator[None]:
+        """Go on with the others if what is done for one raises: one broken holder or store must not end them all."""
+        try:
+            yield
+        except Exception:
+            log.exception("%s: unexpected error; the thread goes on", self.name)
 
     def _run_calls(self) -> None:
         while self._calls:
-            self._calls.popleft()()
+            with self._unshaken():
+                self._calls.popleft()()
 
     def _next_due(self, now: float) -> float:
         due = now + _IDLE
@@ -293,7 +312,8 @@ class Keeper:
         due = [timer for timer in self._timers if timer[0] <= now]
         for timer in due:
             self._timers.remove(timer)
-            timer[1]()
+            with self._unshaken():
+                timer[1]()
 
     def _settle_debts(self, now: float) -> None:
         due = [debt for debt in self._debts if debt.due <= now]
@@ -301,13 +321,15 @@ class Keeper:
             debts = [debt for debt in due if debt.store is store]
             try:
                 store.release([debt.lease for debt in debts], [debt.completion for debt in debts])
-            except StoreUnavailable as error:
+            except Exception as error:
+                if not isinstance(error, StoreUnavailable):
+                    log.exception("%s: unexpected error; the release is tried again", self.name)
                 self._postpone(debts, error)
                 continue
             for debt in debts:
                 self._pay(debt)
 
-    def _postpone(self, debts: list[_Debt], error: StoreUnavailable) -> None:
+    def _postpone(self, debts: list[_Debt], error: Exception) -> None:
         now = time.monotonic()
         for debt in debts:
             if now < debt.until:
@@ -324,44 +346,69 @@ class Keeper:
     def _pay(self, debt: _Debt) -> None:
         self._debts.remove(debt)
         if debt.done is not None:
-            debt.done()
+            with self._unshaken():
+                debt.done()
 
     def _renew_due(self, now: float) -> None:
         batches: dict[LockStore, list[tuple[Kept, Lease]]] = {}
         for kept in list(self._kept.values()):
-            interval = kept.ttl() / RENEWALS_PER_TTL
-            # Whoever is due within half an interval comes along: one round trip for all.
-            if kept.look_at > now + interval / 2:
-                continue
-            lease = kept.lease()
-            kept.look_at = now + interval
+            lease = self._lease_due(kept, now)
             if lease is not None:
                 batches.setdefault(kept.store, []).append((kept, lease))
         for store, batch in batches.items():
             self._renew(store, batch)
 
+    def _lease_due(self, kept: Kept, now: float) -> Lease | None:
+        try:
+            interval = kept.ttl() / RENEWALS_PER_TTL
+            # Whoever is due within half an interval comes along: one round trip for all.
+            if kept.look_at > now + interval / 2:
+                return None
+            kept.look_at = now + interval
+            kept.on_look()
+            return kept.lease()
+        except Exception:
+            log.exception("%s: unexpected error; the others are renewed", self.name)
+            kept.look_at = now + RETRY_PAUSE
+            return None
+
     def _renew(self, store: LockStore, batch: list[tuple[Kept, Lease]]) -> None:
         sent = time.monotonic()
         try:
             answers = store.renew([lease for _, lease in batch])
-        except StoreUnavailable as error:
+            if len(answers) != len(batch):
+                raise ValueError(f"{len(answers)} answers for {len(batch)} leases")
+        except Exception as error:
+            if not isinstance(error, StoreUnavailable):
+                # Whatever it is, the store has not said that the leases are lost.
+                log.exception("%s: unexpected error; the renewal is tried again", self.name)
             now = time.monotonic()
             for kept, lease in batch:
                 kept.look_at = now + min(RETRY_PAUSE, lease.ttl / (2 * RENEWALS_PER_TTL))
-                if now >= lease.deadline and not kept.told_unsure and kept.lease() is not None:
-                    kept.told_unsure = True
-                    kept.on_unsure(lease, error)
+                if now >= lease.deadline and not kept.told_unsure:
+                    with self._unshaken():
+                        self._unsure(kept, lease, error)
             return
         for (kept, lease), answer in zip(batch, answers, strict=True):
-            if answer in (Renewal.HELD, Renewal.REASSERTED):
-                kept.told_unsure = False
-                kept.on_renewed(deadline_of(sent, lease.ttl))
-                if answer is Renewal.REASSERTED:
-                    kept.on_reasserted(lease)
-            # A lease that its holder released meanwhile is not lost, it is over: look again before saying so.
-            elif kept.lease() is not None:
-                self.drop(kept)
-                kept.on_lost(answer)
+            with self._unshaken():
+                self._answered(kept, lease, answer, sent)
+
+    @staticmethod
+    def _unsure(kept: Kept, lease: Lease, error: Exception) -> None:
+        if kept.lease() is not None:
+            kept.told_unsure = True
+            kept.on_unsure(lease, error)
+
+    def _answered(self, kept: Kept, lease: Lease, answer: Renewal, sent: float) -> None:
+        if answer in (Renewal.HELD, Renewal.REASSERTED):
+            kept.told_unsure = False
+            kept.on_renewed(deadline_of(sent, lease.ttl))
+            if answer is Renewal.REASSERTED:
+                kept.on_reasserted(lease)
+        # A lease that its holder released meanwhile is not lost, it is over: look again before saying so.
+        elif kept.lease() is not None:
+            self.drop(kept)
+            kept.on_lost(answer)
 
     def _erase(self, now: float, flush: bool) -> None:
         for store, erasures in list(self._erasures.items()):
@@ -372,6 +419,8 @@ class Keeper:
                 store.forget([completion for completion, still in erasures.records if still()])
             except StoreUnavailable as error:
                 log.debug("%d completion records are left to expire: %s", len(erasures.records), error)
+            except Exception:
+                log.exception("%s: unexpected error; completion records are left to expire", self.name)
 
 
 _keeper: Keeper | None = None

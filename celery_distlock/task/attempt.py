@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import signals, states
+from celery.app.task import Context
 from celery.exceptions import Ignore
 
 from celery_distlock import cells
@@ -92,14 +93,17 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         body: what to call with the arguments.
     """
     request.distlock_entered = True
+    if frames() and not request.is_eager:
+        # Nothing runs below a worker's task: what is left here was left by a signal that struck between two lines.
+        frames()[:] = [frame for frame in frames() if not isinstance(frame.subject, Context)]
     options: LockOptions = task._lock_checked_options_of(request)
     key = task._lock_key_of(request, args, kwargs)
     if key is None:
         return body(*args, **kwargs)
     outer = holding(key)
     if outer is not None:
-        frames().append(Frame(request, outer, owns=False))
         request.distlock_frame = True
+        frames().append(Frame(request, outer, owns=False))
         return body(*args, **kwargs)
     run = Run.of(request, request.headers)
     grant: _Grant | _Skipped | Contended
@@ -110,6 +114,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
     except StoreUnavailable as error:
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
+            request.distlock_unlocked = True
             return body(*args, **kwargs)
         if options.on_store_error == "fail" or request.is_eager:
             raise
@@ -124,8 +129,9 @@ def _hold(
     task: Any, request: Any, options: LockOptions, grant: _Grant, body: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
     request.distlock_grant = grant
-    frames().append(Frame(request, grant.lock, owns=True))
+    # Before the frame: task_postrun takes away only what it is told of, and a time limit may strike in between.
     request.distlock_frame = True
+    frames().append(Frame(request, grant.lock, owns=True))
     # Once granted, the refusals are history: a later retry by the task itself starts counting anew.
     for header in (ATTEMPT_HEADER, SINCE_HEADER):
         if request.headers and header in request.headers:
@@ -166,7 +172,7 @@ def _acquire(
             "pid": os.getpid(),
             "since": time.time(),
         },
-        _completion(task, key, run) if _may_be_copy(task, request) else None,
+        _completion(task, key, run) if task.acks_late and _redelivered(request) else None,
     )
     if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
         cell = None
@@ -178,7 +184,9 @@ def _acquire(
         answer = ask(store, claim)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
         answer = wait_for(store, claim, PREDECESSOR_PATIENCE, answer)
-    if isinstance(answer, Contended) and _copies(run, answer.holders):
+    if isinstance(answer, Contended) and _redelivered(request) and _copies(run, answer.holders):
+        if cell is not None:
+            cell.refused()
         answer = _copied(task, request, store, claim, run, answer)
     if isinstance(answer, Lease):
         return _granted(task, request, store, answer, cell, run)
@@ -186,6 +194,7 @@ def _acquire(
         cell.refused()
     if isinstance(answer, Completed):
         log.info("Task %s[%s]: this delivery has already done its work; not run again", task.name, run.id)
+        _check_result(task, request)
         raise Ignore(f"already completed as {run.label}")
     return answer
 
@@ -231,8 +240,28 @@ def _limit(task: Any, options: LockOptions, args: Any, kwargs: Any) -> int:
 # -- redelivered copies ------------------------------------------------------------------------------------------
 
 
-def _may_be_copy(task: Any, request: Any) -> bool:
-    return bool(task.acks_late and request.delivery_info and request.delivery_info.get("redelivered"))
+def _redelivered(request: Any) -> bool:
+    # An id alone makes no copy: users publish one id twice on purpose.
+    return bool(request.delivery_info and request.delivery_info.get("redelivered"))
+
+
+def _check_result(task: Any, request: Any) -> None:
+    """Say so if the run that left the completion record did not live to store its result: nobody else will."""
+    if request.__dict__.get("ignore_result", task.ignore_result):
+        return
+    try:
+        state = task.backend.get_task_meta(request.id)["status"]
+    except Exception as error:
+        log.debug("Task %s[%s]: its result cannot be looked up: %r", task.name, request.id, error)
+        return
+    if state in (states.PENDING, states.STARTED):
+        log.warning(
+            "Task %s[%s]: its worker died after the work was done; the result is %s, and what stood behind it may not "
+            "have been published",
+            task.name,
+            request.id,
+            state,
+        )
 
 
 def _completion(task: Any, key: str, run: Run) -> Completion:
@@ -317,12 +346,18 @@ def _leaves_record(task: Any, request: Any, state: str | None, retval: Any) -> b
     """Return whether this ending means that the message must not do its work again."""
     if not task.acks_late or request.is_eager:
         return False
-    if state == states.REJECTED or (state == states.FAILURE and not task.acks_on_failure):
+    if state == states.REJECTED or (state == states.FAILURE and not _acks_on_failure(task)):
         # It goes back to its queue, or to where dead letters go, and what comes back from there is meant to run. Only
         # the main process rejects it, and reports that: if it dies before it can, the next delivery has to.
         return False
     # None: killed on the way, the work is not known to be done.
     return state is not None
+
+
+def _acks_on_failure(task: Any) -> bool:
+    # Celery before 5.6 has only the older name.
+    value = getattr(task, "acks_on_failure", None)
+    return bool(task.acks_on_failure_or_timeout if value is None else value)
 
 
 def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
@@ -350,8 +385,10 @@ def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
 
 
 def _release_later(grant: _Grant, completion: Completion | None) -> None:
-    # With a cell the main process sees RELEASING and goes on: it outlives this child.
-    if grant.cell is None:
+    if grant.cell is not None:
+        # The main process goes on: it outlives this child.
+        grant.cell.owed()
+    else:
         keeper().give_back(grant.store, grant.lease, completion)
 
 

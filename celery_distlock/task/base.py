@@ -97,9 +97,10 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         That is: ``lock_key`` gave None for these arguments, or the store could not be asked and
         ``lock_on_store_error="run"``.
         """
-        request = self.request_stack.top
+        # Not only the topmost: ``super().__call__()`` of a class with a ``__call__`` of its own pushes another one.
+        requests = self.request_stack.stack
         for frame in reversed(frames()):
-            if frame.subject is request or frame.subject is self:
+            if frame.subject is self or any(frame.subject is request for request in requests):
                 return frame.lock
         return None
 
@@ -203,6 +204,9 @@ def _guard(cls: type[LockedTask]) -> None:
         if traced and not getattr(request, "distlock_entered", False):
             body: Callable[..., Any] = self.run if plain else functools.partial(call, self)
             return run_traced(self, request, body, args, kwargs)
+        if traced and getattr(request, "distlock_unlocked", False):
+            # An overridden __call__ that calls super(): the store has been asked, and could not answer.
+            return Task.__call__(self, *args, **kwargs) if plain else call(self, *args, **kwargs)
         body = functools.partial(Task.__call__ if plain else call, self)
         return run_direct(self, body, args, kwargs)
 

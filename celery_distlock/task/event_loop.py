@@ -26,6 +26,12 @@ def here() -> None:
     _loop = os.getpid(), threading.get_ident()
 
 
+def gone() -> None:
+    """Note that the event loop has ended: a later thread may get the same ident."""
+    global _loop
+    _loop = None
+
+
 def is_here() -> bool:
     """Return whether the calling thread runs the event loop (a forked child's main thread has the same ident)."""
     return _loop is not None and _loop == (os.getpid(), threading.get_ident())

@@ -37,10 +37,12 @@ class Child:
 
     def send(self, signum: int) -> None:
         """Send a signal to this very process; nothing happens if it has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._fd is not None:
-                signal.pidfd_send_signal(self._fd, signum)
-            else:
+        fd = self._fd
+        # It may end, and be closed, between any two of these lines: never fall back from a closed pidfd to the number.
+        with contextlib.suppress(OSError):
+            if fd is not None:
+                signal.pidfd_send_signal(fd, signum)
+            elif not self.dead:
                 os.kill(self.pid, signum)
 
     def close(self) -> None:

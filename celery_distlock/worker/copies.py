@@ -19,6 +19,7 @@ from typing import Any
 from celery.worker import state
 
 from celery_distlock.signals import lock_parked, lock_woken
+from celery_distlock.worker.loop import ConsumerThread
 
 __all__ = ["Copies"]
 
@@ -31,16 +32,29 @@ RECHECK = 1.0
 class Copies:
     """The parked copies of one worker. Called, and calling, in the consumer's thread (see :meth:`_soon`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: ConsumerThread) -> None:
+        self._loop = loop
         self._consumer: Any = None
         self._behind: dict[str, list[Any]] = {}
         self._parked: set[int] = set()
+        self._hidden: dict[str, list[Any]] = {}
 
     def connected(self, consumer: Any) -> None:
         """Note a new connection: what was parked on the old one is delivered again by the broker."""
         self._consumer = consumer
         self._behind.clear()
         self._parked.clear()
+        self._hidden.clear()
+
+    def hide(self, request: Any, label: str, original: Any) -> None:
+        """Keep a copy that was received just now from hiding the running ``original`` from whoever revokes its id."""
+        self._hidden.setdefault(label, []).append(request)
+        # The worker enters it once it is made; it may then wait for a free slot as long as the original runs.
+        self._soon(self._hide, request, label, original)
+
+    def _hide(self, request: Any, label: str, original: Any) -> None:
+        if label in self._hidden and state.requests.get(request.id) is request:
+            state.requests[request.id] = original
 
     def park(self, request: Any, label: str, original: Any | None) -> None:
         """Keep ``request``; ``original`` is the same run in this worker, None if it is elsewhere."""
@@ -52,17 +66,18 @@ class Copies:
         if original is not None:
             self._behind.setdefault(label, []).append(request)
         else:
-            self._consumer.timer.call_after(RECHECK, self._wake, (request,))
+            self._soon(self._loop.call_after, RECHECK, lambda: self._wake(request))
 
     def original_ended(self, label: str, completed: bool) -> None:
         """Settle the copies of a run that has ended in this worker."""
+        for request in self._hidden.pop(label, ()):
+            state.requests.setdefault(request.id, request)
         for request in self._behind.pop(label, ()):
             self._soon(self._acknowledge if completed else self._wake, request)
 
     def _soon(self, function: Callable[..., None], *args: Any) -> None:
-        # Channels and QoS may be touched by the consumer's own thread or greenlet only; on the threads and green
-        # pools a request ends in the pool's.
-        self._consumer.timer.call_after(0, function, args)
+        # A request ends in the pool's thread on the threads and green pools, and in the warden's when its child died.
+        self._loop.call(lambda: function(*args))
 
     def _make_room(self) -> None:
         # A parked message does not count against the prefetch limit; the loop would apply that a poll too late.

@@ -8,52 +8,27 @@ again, soon and less and less often, until the child is gone from it.
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from typing import Any
 
-__all__ = ["Reaping"]
+from celery_distlock.worker.loop import ConsumerThread
+
+__all__ = ["reap"]
 
 _FIRST_LOOK, _LAST_LOOK = 0.005, 1.0
 
 
-class Reaping:
-    """Carries the news of a death from the warden's thread into the event loop's, the only one that may touch the pool.
+def reap(worker: Any, loop: ConsumerThread) -> None:
+    """Have the worker's prefork pool look for dead children; from any thread."""
+    loop.call(lambda: _look(worker, loop, _FIRST_LOOK))
 
-    Arguments:
-        worker: the worker; only prefork pools under an event loop are looked after.
-    """
 
-    def __init__(self, worker: Any) -> None:
-        self._worker = worker
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
-        self._hub: Any = None
-
-    def register(self, hub: Any) -> None:
-        """Listen in this event loop; it forgets its readers at every reconnect."""
-        self._hub = hub
-        hub.add_reader(self._read, self._told)
-
-    def child_died(self) -> None:
-        """Tell the event loop, from any thread. (``hub.call_soon`` wakes it only from kombu 5.7 on.)"""
-        with contextlib.suppress(OSError):
-            self._write.send(b"\0")
-
-    def _told(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._read.recv(4096):
-                pass
-        self._look(_FIRST_LOOK)
-
-    def _look(self, pause: float) -> None:
-        pool = getattr(self._worker.pool, "_pool", None)
-        if pool is None:
-            return
-        pool.maintain_pool()
-        if pause <= _LAST_LOOK and any(process.exitcode is None and _is_zombie(process.pid) for process in pool._pool):
-            self._hub.call_later(pause, self._look, pause * 2)
+def _look(worker: Any, loop: ConsumerThread, pause: float) -> None:
+    pool = getattr(worker.pool, "_pool", None)
+    if pool is None or not hasattr(pool, "maintain_pool"):
+        return
+    pool.maintain_pool()
+    if pause <= _LAST_LOOK and any(process.exitcode is None and _is_zombie(process.pid) for process in pool._pool):
+        loop.call_after(pause, lambda: _look(worker, loop, pause * 2))
 
 
 def _is_zombie(pid: int) -> bool:

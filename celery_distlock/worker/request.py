@@ -13,7 +13,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import states
-from celery.exceptions import TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.worker.request import Request
 
 from celery_distlock.errors import LockLost
@@ -77,8 +77,10 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
             error = error.exc
         if isinstance(error, Parked):
             # Not acknowledged: both deliveries share one tag, and the message is the original's.
+            supervised = self.supervised
             self._end()
-            Warden.current.copies.park(self, run_of(self).label, None)  # type: ignore[union-attr]
+            if supervised is not None:
+                supervised.warden.copies.park(self, supervised.run.label, None)
             return
         aborted = self.supervised.aborted if self.supervised is not None and not return_ok else None
         if aborted is not None:
@@ -88,10 +90,8 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
                 return
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
         # A time limit is reported before the child is even signalled; the warden waits for its death.
-        if return_ok or aborted or isinstance(error, (WorkerLostError, Terminated, SystemExit, KeyboardInterrupt)):
+        if return_ok or not isinstance(error, TimeLimitExceeded):
             self._end()
-        elif not isinstance(error, TimeLimitExceeded):
-            self._end_if_in_process()
 
     def _aborted(self, error: LockLost) -> Any:
         """Return what to report for a child that we killed; None if it had stored its success before."""
@@ -112,17 +112,12 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
         except Exception:
             return False
 
-    def _end_if_in_process(self) -> None:
-        if self.supervised is not None and self.supervised.child is None:
-            self._end()
-
     def _end(self) -> None:
         supervised = self.supervised
         if supervised is None:
             return
         self.supervised = None
         supervised.warden.end(supervised)
-        supervised.warden.copies.original_ended(supervised.run.label, supervised.complete and self.acknowledged)
 
 
 def _supervised_execution(execute: Any) -> Any:
@@ -151,7 +146,7 @@ def _turn_away_copy(warden: Warden, request: SupervisedRequest) -> None:
     """
     label = run_of(request).label
     original = warden.running(label)
-    if original is None or request.revoked():
+    if original is None or not _is_copy(request, original.request) or request.revoked():
         return
     if request.task.acks_late:
         warden.copies.park(request, label, original.request)
@@ -159,6 +154,12 @@ def _turn_away_copy(warden: Warden, request: SupervisedRequest) -> None:
         log.info("Task %s[%s]: delivered again while it runs; this copy is dropped", request.name, request.id)
         request.acknowledge()
     raise TaskRevokedError(request.id)
+
+
+def _is_copy(request: SupervisedRequest, original: Any) -> bool:
+    # An id alone makes no copy: users publish one id twice on purpose, perhaps with other arguments.
+    same_tag: bool = request.message.delivery_tag == original.message.delivery_tag
+    return same_tag or bool(request.delivery_info.get("redelivered"))
 
 
 def _supervised_success(succeed: Any) -> Any:

@@ -55,11 +55,11 @@ class WardenStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Called at every connection to the broker."""
-        self.warden.reaping.register(hub)
+        self.warden.loop.register(hub)
 
 
 class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type hints
-    """Tells the warden of every new connection to the broker."""
+    """Tells the warden of every connection to the broker, and of its loss."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -67,6 +67,11 @@ class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery h
         """Tell it."""
         if Warden.current is not None:
             Warden.current.connected(consumer)
+
+    def stop(self, consumer: Any) -> None:
+        """Tell it that the connection is lost. A worker that is shutting down keeps its own to the end."""
+        if Warden.current is not None and consumer.blueprint.state == bootsteps.RUN:
+            Warden.current.disconnected()
 
 
 def supervise(app: Any) -> None:

@@ -81,6 +81,9 @@ class Visibility:
         for request in list(self._held.values()):
             by_channel.setdefault(request.message.channel, []).append(request)
         for channel, requests in by_channel.items():
+            if channel.closed:
+                # Its connection is gone, and kombu gives its messages back or lets their time run out.
+                continue
             started = time.monotonic()
             with channel.conn_or_acquire() as client:
                 now = time.time()

@@ -33,6 +33,8 @@ import threading
 import time
 from typing import Any
 
+from celery.worker import state
+
 from celery_distlock import cells
 from celery_distlock.errors import LockLost
 from celery_distlock.held import SILENT, TAKEN
@@ -40,11 +42,13 @@ from celery_distlock.keepalive import RENEWALS_PER_TTL, Keeper, Kept
 from celery_distlock.lease import Completion, Lease, Renewal, new_owner
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_lost, lock_unsure
+from celery_distlock.task import event_loop
 from celery_distlock.task.run import Run
 from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
-from celery_distlock.worker.reaping import Reaping
+from celery_distlock.worker.loop import ConsumerThread
+from celery_distlock.worker.reaping import reap
 from celery_distlock.worker.visibility import Visibility
 
 __all__ = ["Supervised", "Warden"]
@@ -53,25 +57,39 @@ log = logging.getLogger(__name__)
 
 #: ``lock_on_unsure="abort"`` acts when this part of the ttl is left.
 _UNSURE_MARGIN = 0.1
+#: Seconds after which a request that was handed to the pool on a connection since lost, and never began, is given up.
+_FORGOTTEN_AFTER = 3600.0
+#: Seconds to wait for an acknowledgement before the completion record is left to expire.
+_ACK_PATIENCE = 30.0
 
 
 class Supervised(Kept):
     """One request in the warden's table."""
 
-    def __init__(self, warden: Warden, request: Any, cell: cells.Cell | None, run: Run, options: LockOptions) -> None:
+    def __init__(
+        self, warden: Warden, request: Any, owner: str, cell: cells.Cell | None, run: Run, options: LockOptions
+    ) -> None:
         self.warden = warden
         self.request = request
         self.cell = cell
         self.run = run
         self.options = options
         self.store = request.task._lock_store
-        self.owner = new_owner()
+        self.owner = owner
+        self.accepted = False
         self.child: Child | None = None
         self.aborted: LockLost | None = None
         self.ended = False
         #: Whether the run ended in a way that left a completion record; known once it has ended.
         self.complete = False
+        self.admitted = time.monotonic()
+        self._state = cells.READY
         self.look_at = time.monotonic() + options.ttl / RENEWALS_PER_TTL
+
+    @property
+    def begun(self) -> bool:
+        """Whether an executor has begun, as far as is known."""
+        return self.accepted or (self.cell is not None and self.cell.state >= cells.ASKING)
 
     def token(self) -> list[Any]:
         """Return what travels to the executor: the owner, and where its cell is."""
@@ -79,10 +97,29 @@ class Supervised(Kept):
 
     def lease(self) -> Lease | None:
         """Return what the executor holds, as its cell says."""
-        view = self.cell.view() if self.cell is not None else None
-        if view is None or view.state != cells.GRANTED or view.lease is None or view.lease.owner != self.owner:
+        if self.cell is None or self.ended:
+            return None
+        state = self.cell.state
+        if state >= cells.ASKING and self.child is None:
+            # The pool has not told, and after a reconnect it never will: the executor itself says who it is.
+            self.warden.begun(self, self.cell.pid)
+        if state != cells.GRANTED:
+            return None
+        view = self.cell.view()
+        if view is None or view.lease is None or view.lease.owner != self.owner:
             return None
         return view.lease
+
+    def on_look(self) -> None:
+        """See to a request of which the pool will never say that it has ended: a reconnect makes it forget."""
+        if self.cell is None or self.ended:
+            return
+        state, before = self.cell.state, self._state
+        self._state = state
+        # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
+        finished = state in (cells.OWED, cells.DONE) and before == state
+        if finished or (state == cells.READY and self.warden.forgotten(self)):
+            self.warden.end(self)
 
     def ttl(self) -> float:
         """Return the lease's ttl in seconds; before it is granted, the one that will be asked for."""
@@ -145,8 +182,8 @@ class Warden:
         cells.install(self.arena)
         self.keeper = Keeper("distlock-warden")
         self.visibility = Visibility()
-        self.copies = Copies()
-        self.reaping = Reaping(worker)
+        self.loop = ConsumerThread()
+        self.copies = Copies(self.loop)
         self.generation = 0
         self._children = Children(self.keeper, self._child_died)
         # By owner, and the latest of each run.
@@ -159,48 +196,87 @@ class Warden:
     # -- the consumer's side ------------------------------------------------------------------------------------
 
     def connected(self, consumer: Any) -> None:
-        """Note a new broker connection: messages of the old one cannot be acknowledged any more."""
+        """Note a new broker connection."""
+        self.disconnected()
+        self.loop.connected(consumer)
+        self.copies.connected(consumer)
+
+    def disconnected(self) -> None:
+        """Note that the broker connection is gone: what it held cannot be acknowledged any more, and is given back."""
         self.generation += 1
         self.visibility.drop_all()
-        self.copies.connected(consumer)
 
     def received(self, request: Any) -> None:
         """Note a message."""
         request.generation = self.generation
         self.visibility.hold(request)
+        if request.id in state.requests:
+            label = run_of(request).label
+            original = self.running(label)
+            if original is not None:
+                self.copies.hide(request, label, original.request)
 
     def settled(self, request: Any) -> None:
         """Note that a message was acknowledged or rejected."""
         self.visibility.drop(request)
 
     def running(self, label: str) -> Supervised | None:
-        """Return the run of that label, if it is in this worker's pool."""
-        return self._by_label.get(label)
+        """Return the run of that label, if an executor of this worker has begun it.
+
+        One that was only handed to the pool does not count: at a reconnect the pool may have thrown it away.
+        """
+        supervised = self._by_label.get(label)
+        return supervised if supervised is not None and supervised.begun else None
 
     def admit(self, request: Any) -> Supervised:
         """Enter a request that is about to be handed to the pool, and give it its owner and cell."""
+        self._suspect(request)
         request_dict = request.request_dict
         task = request.task
         options = task._lock_options_of(_Headers(request_dict))
-        supervised = Supervised(self, request, self.arena.take(), run_of(request), options)
+        owner = new_owner()
+        supervised = Supervised(self, request, owner, self.arena.take(owner), run_of(request), options)
         request_dict["properties"] = {**(request_dict.get("properties") or {}), "distlock": supervised.token()}
-        self._table[supervised.owner] = self._by_label[supervised.run.label] = supervised
+        self._table[owner] = self._by_label[supervised.run.label] = supervised
+        if supervised.cell is not None:
+            self.keeper.keep(supervised)
         return supervised
 
     def accepted(self, supervised: Supervised, pid: int) -> None:
         """Note that an executor has begun."""
-        supervised.look_at = time.monotonic() + supervised.options.ttl / RENEWALS_PER_TTL
-        if getattr(self.worker.pool, "uses_semaphore", False):
+        # In a thread pool it may have stood in line since it was admitted.
+        self._suspect(supervised.request)
+        supervised.accepted = True
+        self.begun(supervised, pid)
+
+    def begun(self, supervised: Supervised, pid: int) -> None:
+        """Watch the child that executes a request. Known from the pool, or else from the request's cell."""
+        if supervised.child is not None or not getattr(self.worker.pool, "uses_semaphore", False):
             # Only prefork has executors that die alone.
-            supervised.child = self._children.get(pid)
-            if supervised.child.dead:
-                # It ended before its acceptance was read.
-                self.end(supervised)
-                return
-        if supervised.cell is not None:
-            self.keeper.keep(supervised)
-            if supervised.options.on_unsure == "abort" and supervised.child is not None:
-                self._watch_unsure(supervised)
+            return
+        supervised.child = self._children.get(pid)
+        if supervised.child.dead:
+            # It ended before its acceptance was read.
+            self.end(supervised)
+        elif supervised.options.on_unsure == "abort" and supervised.cell is not None:
+            self._watch_unsure(supervised)
+
+    def forgotten(self, supervised: Supervised) -> bool:
+        """Return whether a request that never began can be given up: its connection is gone, and it is long ago.
+
+        Should the pool start it after all, it finds its cell in other hands and keeps its lease alive itself.
+        """
+        lost = supervised.request.generation != self.generation and not supervised.accepted
+        return lost and time.monotonic() > supervised.admitted + _FORGOTTEN_AFTER
+
+    def _suspect(self, request: Any) -> None:
+        """Mark a message that may have been given to somebody else while it was in reserve here.
+
+        The other one may have done the work: as with a message that the broker delivers again, the executor then asks
+        for the completion record.
+        """
+        if request.generation != self.generation or Visibility.exposed(request):
+            request.delivery_info["redelivered"] = True
 
     # -- ends -------------------------------------------------------------------------------------------------
 
@@ -214,8 +290,14 @@ class Warden:
         if self._by_label.get(supervised.run.label) is supervised:
             del self._by_label[supervised.run.label]
         cell = supervised.cell
-        if cell is None:
-            return
+        if cell is not None:
+            self._settle(supervised, cell)
+        # Last, when what it held is known: copies that waited for this run go on.
+        acknowledged = supervised.request.acknowledged
+        self.copies.original_ended(supervised.run.label, supervised.complete and acknowledged)
+
+    def _settle(self, supervised: Supervised, cell: cells.Cell) -> None:
+        """Give back what the executor could not, and free its cell."""
         supervised.complete = cell.complete
         if cell.state == cells.DONE and not supervised.complete:
             self.arena.give(cell)
@@ -228,7 +310,7 @@ class Warden:
         elif view.state == cells.ASKING:
             # The command may be on its way to the store: whatever it grants is void.
             self.keeper.give_back(supervised.store, Lease.unknown(view.lease.key, supervised.owner, view.lease.ttl))
-        elif view.state in (cells.GRANTED, cells.RELEASING):
+        elif view.state in (cells.GRANTED, cells.RELEASING, cells.OWED):
             self.keeper.give_back(supervised.store, view.lease, completion)
         elif completion is not None:
             self._forget_later(supervised, completion)
@@ -238,7 +320,7 @@ class Warden:
         for supervised in list(self._table.values()):
             if supervised.child is child:
                 self.end(supervised)
-        self.reaping.child_died()
+        reap(self.worker, self.loop)
 
     @staticmethod
     def _completion(supervised: Supervised, view: cells.View | None) -> Completion | None:
@@ -253,17 +335,20 @@ class Warden:
         connection it came on is gone; then the record stays for its time.
         """
         request = supervised.request
+        exposed = Visibility.exposed(request)
+        give_up = time.monotonic() + _ACK_PATIENCE
 
         def no_copies() -> bool:
-            return bool(
-                # The message's word, not the request's: that one also says yes when the broker could not be told.
-                request.message.acknowledged
-                and request.generation == self.generation
-                and not request.delivery_info.get("redelivered")
-                and not exposed
-            )
+            if request.generation != self.generation or request.delivery_info.get("redelivered") or exposed:
+                return False
+            # The message's word, not the request's: that one says yes also when the broker could not be told.
+            if not request.message.acknowledged:
+                # Outside of prefork the consumer's thread acknowledges, a moment later.
+                if time.monotonic() < give_up:
+                    self.keeper.forget(supervised.store, completion, no_copies)
+                return False
+            return True
 
-        exposed = Visibility.exposed(request)
         self.keeper.forget(supervised.store, completion, no_copies)
 
     # -- the rest ---------------------------------------------------------------------------------------------
@@ -281,9 +366,11 @@ class Warden:
             if supervised.child is None or supervised.child.dead:
                 self.end(supervised)
         self.visibility.stop()
+        event_loop.gone()
         if self._unsure_watch is not None:
             self._unsure_watch.stop()
         self.keeper.stop()
+        self.loop.close()
         if Warden.current is self:
             Warden.current = None
 
@@ -338,4 +425,12 @@ class _UnsureWatch:
                 lease = one.lease()
                 if lease is not None and lease.remaining < lease.ttl * _UNSURE_MARGIN:
                     self._watched.pop(id(one), None)
-                    one.abort(lease, SILENT)
+                    self._abort(one, lease)
+
+    @staticmethod
+    def _abort(one: Supervised, lease: Lease) -> None:
+        try:
+            one.abort(lease, SILENT)
+        except Exception:
+            # This thread must go on for the others; this one's executor sees its deadline pass all the same.
+            log.exception("Task %s[%s] could not be aborted", one.request.name, one.request.id)

@@ -1,0 +1,68 @@
+"""The way into the consumer's thread, the only one that may touch the pool, channels and QoS."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["ConsumerThread"]
+
+log = logging.getLogger(__name__)
+
+
+class ConsumerThread:
+    """Runs functions in the consumer's thread, or greenlet, soon.
+
+    Under an event loop a socket wakes it (``hub.call_soon`` does that from kombu 5.7 on only, and its timer not at
+    all); green pools have no event loop, and a timer that is one.
+    """
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], None]] = deque()
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+        self._hub: Any = None
+        self._timer: Any = None
+
+    def register(self, hub: Any) -> None:
+        """Listen in this event loop; it forgets its readers at every reconnect."""
+        self._hub = hub
+        hub.add_reader(self._read, self._run)
+
+    def connected(self, consumer: Any) -> None:
+        """Note the consumer's timer."""
+        self._timer = consumer.timer
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run ``function`` soon; from any thread."""
+        self._calls.append(function)
+        if self._hub is None and self._timer is not None:
+            self._timer.call_after(0, self._run)
+        else:
+            # A full pipe means that the wake-up is under way.
+            with contextlib.suppress(OSError):
+                self._write.send(b"\0")
+
+    def call_after(self, delay: float, function: Callable[[], None]) -> None:
+        """Run ``function`` after ``delay`` seconds; from the consumer's thread."""
+        self._timer.call_after(delay, function)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._read.close()
+        self._write.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._read.recv(4096):
+                pass
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception:
+                log.exception("unexpected error in the consumer's thread")
