@@ -6,6 +6,7 @@ Tests on a shared worker keep apart by their keys: every test asks the fixture `
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,8 @@ def shared_workers(
     finally:
         for each in workers:
             each.end()
+        # Results unsubscribe when they are collected; at the end of the interpreter they could not any more.
+        gc.collect()
         tasks.app.close()
         broker.close()
     complaints = [record for each in workers for record in each.complaints()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 from celery import group, states
 
-from celery_distlock import LockConfigError, LockContended, LockTimeout
+from celery_distlock import Lock, LockConfigError, LockContended, LockTimeout, StoreUnavailable
 from celery_distlock.options import LockOptions
 from celery_distlock.task.contention import _back_off
+from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
+from tests.support.servers import fresh_databases
 from tests.support.waiting import eventually
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
@@ -26,7 +29,8 @@ EXPECTED = [r"LockContended", r"LockTimeout", r"returned 'sulk'"]
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Shared]:
     """Two workers with two processes each."""
-    with shared_workers(tmp_path_factory.mktemp("contention"), redis_server, APP, nodes=2, may_log=EXPECTED) as shared:
+    options: dict[str, Any] = {"nodes": 2, "queues": ["celery", "other"], "may_log": EXPECTED}
+    with shared_workers(tmp_path_factory.mktemp("contention"), redis_server, APP, **options) as shared:
         yield shared
 
 
@@ -82,7 +86,18 @@ class TestRetry:
         (start,) = shared.journal.entries("start", key=key)
         assert (start["id"], start["retries"]) == (result.id, 0)
 
-    def test_the_message_carries_everything_through_lock_retries(self, shared: Shared, key: str) -> None:
+    @pytest.mark.parametrize("name", ["own_call", "own_call_with_super"])
+    def test_a_class_with_a_call_of_its_own_is_refused_and_retried(self, shared: Shared, key: str, name: str) -> None:
+        with shared.lock(key):
+            result = getattr(shared.tasks, name).delay(key)
+            refusals(shared, result.id, 2)
+            assert shared.journal.entries("start", key=key) == []
+        assert result.get(timeout=PATIENCE) == key
+        (start,) = shared.journal.entries("start", key=key)
+        assert (start["id"], bool(start["owner"])) == (result.id, True)
+
+    @pytest.mark.parametrize("queue", ["celery", "other"])
+    def test_the_message_carries_everything_through_lock_retries(self, shared: Shared, key: str, queue: str) -> None:
         tasks = shared.tasks
 
         def send() -> Any:
@@ -91,7 +106,7 @@ class TestRetry:
             signature.options.update(link=[tasks.after.s(key=key)], link_error=[tasks.on_error_old.s()])
             return signature.apply_async(
                 headers={"mine": "1"}, priority=6, expires=60, shadow="other", time_limit=50, soft_time_limit=40,
-                root_id="the-root", parent_id="the-parent", ignore_result=False,
+                queue=queue, root_id="the-root", parent_id="the-parent", ignore_result=False,
             )  # fmt: skip
 
         alone = send()
@@ -111,7 +126,7 @@ class TestRetry:
                 each.pop(name)
         assert {name: (without[name], after[name]) for name in without if without[name] != after[name]} == {}
         assert after["headers"]["mine"] == "1"
-        assert after["priority"] == 6
+        assert (after["routing_key"], after["priority"]) == (queue, 6)
         assert after["stamps"] == {"customer": "c1"}
         assert after["timelimit"] == [50, 40]
         shared.journal.wait_for("after", 2, key=key)
@@ -296,3 +311,117 @@ class TestMapsOfALockedTask:
                 failing.get(timeout=PATIENCE)
             assert shared.journal.entries("start", key=key) == []
         assert waiting.get(timeout=PATIENCE) == [key]
+
+
+class Breakable:
+    """A worker whose store stands behind a proxy."""
+
+    def __init__(self, shared: Shared, proxy: Proxy, direct: str) -> None:
+        self.shared = shared
+        self.proxy = proxy
+        self.direct = direct
+
+    def lock(self, key: str) -> Lock:
+        """Return a lock that does not go through the proxy."""
+        return Lock(key, url=self.direct)
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[None]:
+        """Let nobody reach the store through the block."""
+        self.proxy.refuse()
+        self.proxy.cut()
+        try:
+            yield
+        finally:
+            self.proxy.accept()
+
+
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Breakable]:
+    proxy = Proxy(redis_server.host, redis_server.port)
+    direct = fresh_databases(redis_server).locks
+    expected = [*EXPECTED, r"StoreUnavailable", r"is unavailable"]
+    try:
+        with shared_workers(
+            tmp_path_factory.mktemp("breakable"), redis_server, APP, locks=proxy.url(direct), may_log=expected
+        ) as shared:
+            yield Breakable(shared, proxy, direct)
+    finally:
+        proxy.close()
+
+
+class TestTheStoreCannotBeAsked:
+    """That is no answer: neither "taken" nor "free"."""
+
+    def test_retry_publishes_the_task_again_until_the_store_answers(self, breakable: Breakable, key: str) -> None:
+        tasks, journal = breakable.shared.tasks, breakable.shared.journal
+        with breakable.down():
+            result = tasks.store_retry.delay(key)
+            eventually(lambda: result.state == states.RETRY, PATIENCE, "the state RETRY")
+            assert isinstance(result.result, StoreUnavailable)
+            breakable.shared.worker.wait_for_log(
+                rf"\[{result.id}\] retry: .*StoreUnavailable(?s:.*)\[{result.id}\] retry: "
+            )
+            assert journal.entries("start", key=key) == []
+        assert result.get(timeout=PATIENCE) == key
+        (start,) = journal.entries("start", key=key)
+        assert start["owner"]
+        assert journal.entries("contended", key=key) == []
+
+    def test_fail_is_a_failure_that_says_why(self, breakable: Breakable, key: str) -> None:
+        tasks, journal = breakable.shared.tasks, breakable.shared.journal
+        with breakable.down():
+            result = tasks.store_fail.delay(key)
+            with pytest.raises(StoreUnavailable) as caught:
+                result.get(timeout=PATIENCE)
+        assert not isinstance(caught.value, LockContended)
+        assert str(breakable.proxy.port) in caught.value.store
+        assert caught.value.reason
+        assert journal.entries("contended", key=key) == journal.entries("start", key=key) == []
+        assert tasks.store_fail.delay(key).get(timeout=PATIENCE) == key
+
+    def test_run_runs_without_a_lock_and_says_so(self, breakable: Breakable, key: str) -> None:
+        tasks, journal = breakable.shared.tasks, breakable.shared.journal
+        with breakable.down():
+            result = tasks.store_run.delay(key)
+            assert result.get(timeout=PATIENCE) is None
+        assert [entry["event"] for entry in journal.entries(id=result.id)] == ["unlocked"]
+        breakable.shared.worker.wait_for_log(rf"WARNING.*\[{result.id}\] runs without its lock '{key}'")
+        assert tasks.store_run.delay(key).get(timeout=PATIENCE) == key
+
+    def test_run_does_not_mean_running_beside_a_holder_that_is_known(self, breakable: Breakable, key: str) -> None:
+        with breakable.lock(key), pytest.raises(LockContended):
+            breakable.shared.tasks.store_run.delay(key).get(timeout=PATIENCE)
+
+    def test_a_task_that_was_retried_meets_the_holder_once_the_store_is_back(
+        self, breakable: Breakable, key: str
+    ) -> None:
+        with breakable.lock(key):
+            with breakable.down():
+                result = breakable.shared.tasks.store_retry.delay(key)
+                eventually(lambda: result.state == states.RETRY, PATIENCE, "the state RETRY")
+            with pytest.raises(LockContended):
+                result.get(timeout=PATIENCE)
+        assert breakable.shared.journal.entries("start", key=key) == []
+
+    def test_lock_timeout_bounds_the_silence_too(self, breakable: Breakable, key: str) -> None:
+        with breakable.down():
+            result = breakable.shared.tasks.store_impatient.delay(key)
+            with pytest.raises(LockTimeout):
+                result.get(timeout=PATIENCE)
+
+    def test_a_grant_whose_reply_was_lost_does_not_refuse_its_own_task(self, breakable: Breakable, key: str) -> None:
+        tasks = breakable.shared.tasks
+        for _ in range(8):
+            # Both processes have loaded the scripts and hold a connection. Each on a key of its own: one that is
+            # published as soon as the result of another is there can meet its lock.
+            tasks.store_retry.delay(uuid.uuid4().hex).get(timeout=PATIENCE)
+        # The client asks once more on its own; with both replies gone nobody knows what was granted.
+        faults = [breakable.proxy.swallow_reply(key.encode()) for _ in range(2)]
+        result = tasks.store_retry.delay(key)
+        assert result.get(timeout=PATIENCE) == key
+        for fault in faults:
+            fault.wait()
+        breakable.shared.worker.wait_for_log(rf"\[{result.id}\] retry: .*StoreUnavailable")
+        assert breakable.shared.journal.entries("contended", key=key) == []
+        eventually(lambda: not breakable.lock(key).locked(), 5.0, "the release")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import EncodeError
 
 from tests.support.journal import Journal
 from tests.support.servers import Databases
@@ -23,6 +24,9 @@ EVERYWHERE: dict[str, object] = {
     "autoretry_once": 1,
     "ignore": None,
     "reject": None,
+    "succeed_late": "succeed_late",
+    "fail_late": ValueError,
+    "return_what_cannot_be_stored": EncodeError,
     "call_another": "call_another-inner call_another",
 }
 
@@ -38,39 +42,42 @@ def _end(tasks: Any, name: str, expected: object, journal: Journal) -> None:
         assert result.get(timeout=20) == expected
 
 
+def _every_grant_was_told_of_and_given_back(journal: Journal) -> None:
+    """Compare what the signals said with what the bodies saw of their locks."""
+    told: dict[str, set[tuple[str, int]]] = {"acquired": set(), "released": set()}
+    for name, seen in told.items():
+        entries = journal.wait_for(name)
+        seen |= {(entry["key"], entry["fence"]) for entry in entries}
+        assert len(seen) == len(entries), f"told twice of one grant: {entries}"
+    outer = {(run.key, run.fence) for run in journal.runs()}
+    assert {key for key, _ in outer} >= set(EVERYWHERE)
+    assert told["released"] == told["acquired"] == outer
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_every_ending_frees_the_key_at_once(
     pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
-    worker(ENDINGS, pool=pool, may_log=["Traceback.*Reject", "Reject"])
+    node = worker(
+        ENDINGS, pool=pool, may_log=["Reject", "EncodeError", "SystemExit", "WorkerLostError", "ExceptionInfo"]
+    )
     tasks = load(ENDINGS)
     for name, expected in EVERYWHERE.items():
         _end(tasks, name, expected, journal)
         assert_free_at_once(tasks, name)
-    for name in EVERYWHERE:
-        assert journal.entries("acquired", key=name), f"{name} ran without its lock"
-    assert_nothing_left(databases.server, databases.locks)
-
-
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_body_that_exits_frees_the_key_at_once(
-    pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
-) -> None:
-    node = worker(ENDINGS, pool=pool, may_log=["SystemExit", "WorkerLostError", "ExceptionInfo"])
-    tasks = load(ENDINGS)
-    result = tasks.exit_process.delay("a")
-    journal.wait_for("end", key="a")
+    _every_grant_was_told_of_and_given_back(journal)
+    # Last, because Celery's solo worker itself ends then; only prefork stores a result.
+    result = tasks.exit_process.delay("exit")
+    (end,) = journal.wait_for("end", key="exit")
+    assert end["error"] == "SystemExit"
+    assert_free_at_once(tasks, "exit")
     if pool == "prefork":
-        # On the other pools Celery leaves the result pending.
         with pytest.raises(WorkerLostError):
             result.get(timeout=20)
-    assert_free_at_once(tasks, "a")
     if pool == "solo":
-        # Celery itself ends then.
         node.process.wait()
-        node = worker(ENDINGS, pool=pool)
-    assert tasks.succeed.delay("a").get(timeout=20) == "a"
-    assert [run.error for run in journal.runs("a")] == ["SystemExit", None]
+    else:
+        assert tasks.succeed.delay("exit").get(timeout=20) == "exit"
     assert_nothing_left(databases.server, databases.locks)
 
 
@@ -83,4 +90,32 @@ def test_a_soft_time_limit_frees_the_key_at_once(
         tasks.exceed_soft_limit.delay("a").get(timeout=20)
     assert_free_at_once(tasks, "a")
     assert [run.error for run in journal.runs("a")] == ["SoftTimeLimitExceeded"]
+    assert_nothing_left(databases.server, databases.locks)
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_a_terminated_greenlet_frees_the_key_at_once(
+    pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+) -> None:
+    worker(ENDINGS, pool=pool, may_log=["Greenlet", "Terminated", "ExceptionInfo"])
+    tasks = load(ENDINGS)
+    result = tasks.hold.delay("a")
+    journal.wait_for("start", key="a")
+    tasks.app.control.revoke(result.id, terminate=True)
+    (end,) = journal.wait_for("end", key="a")
+    assert end["error"] == "GreenletExit"
+    assert_free_at_once(tasks, "a")
+    assert tasks.succeed.delay("a").get(timeout=20) == "a"
+    assert_nothing_left(databases.server, databases.locks)
+
+
+def test_a_time_limit_of_the_gevent_pool_frees_the_key_at_once(
+    worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+) -> None:
+    worker(ENDINGS, pool="gevent", may_log=["TimeLimitExceeded", "Hard time limit", "Timeout"])
+    tasks = load(ENDINGS)
+    tasks.hold.apply_async(("a",), time_limit=0.3)
+    journal.wait_for("end", key="a")
+    assert_free_at_once(tasks, "a")
+    assert tasks.succeed.delay("a").get(timeout=20) == "a"
     assert_nothing_left(databases.server, databases.locks)

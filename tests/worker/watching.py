@@ -6,6 +6,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from celery_distlock import Lock
@@ -110,20 +111,22 @@ def seen_held(lock: Lock, seconds: float) -> None:
         assert not lock.acquire(timeout=max(0.0, end - time.monotonic())), f"{lock!r} was granted"
 
 
-def left_in(server: RedisServer, url: str, *, tombstones: bool = False) -> list[str]:
-    """Return the keys of a lock database, without the shards' meta hashes.
+def left_in(server: RedisServer, url: str, *, but: Sequence[str] = ()) -> list[str]:
+    """Return the keys of a lock database that are no shard's meta hash.
 
     Arguments:
         server: where it is.
         url: which database.
-        tombstones: do not count those of owners that were barred; they expire by themselves.
+        but: parts of the names of what may stay for its time: ``"}:t:"`` for tombstones, ``"}:c:"`` for completion
+            records.
     """
     with server.client(int(url.rpartition("/")[2])) as client:
         names = [str(name) for name in client.scan_iter(count=1000)]
-    kept = [name for name in names if not name.endswith("}:meta")]
-    return [name for name in kept if not (tombstones and "}:t:" in name)]
+        left = [name for name in names if not name.endswith("}:meta")]
+        assert all(client.ttl(name) != -1 for name in left), f"never expires: {left}"
+    return [name for name in left if not any(part in name for part in but)]
 
 
-def assert_nothing_left(server: RedisServer, url: str, *, tombstones: bool = False) -> None:
+def assert_nothing_left(server: RedisServer, url: str, *, but: Sequence[str] = ()) -> None:
     """Fail unless the lock database holds nothing but the shards' meta hashes, now or in a moment."""
-    eventually(lambda: not left_in(server, url, tombstones=tombstones), 3, f"an empty lock store: {left_in(server, url)}")
+    eventually(lambda: not left_in(server, url, but=but), 3, f"an empty lock store: {left_in(server, url)}")

@@ -95,14 +95,22 @@ def impatient(self: Any, key: str) -> str:
 
 
 @app.task(
-    base=LockedTask, bind=True, lock_key="{key}", lock_retry_delay=0.1, lock_retry_backoff_max=0.4, lock_retry_jitter=False
+    base=LockedTask,
+    bind=True,
+    lock_key="{key}",
+    lock_retry_delay=0.1,
+    lock_retry_backoff_max=0.4,
+    lock_retry_jitter=False,
 )
 def backing_off(self: Any, key: str) -> str:
     return _work(self, key)
 
 
-_CARRIED = ("id root_id parent_id group group_index chord chain callbacks errbacks expires timelimit shadow retries "
-            "reply_to correlation_id origin ignore_result stamped_headers stamps headers args kwargs").split()
+_CARRIED = (
+    *("id", "root_id", "parent_id", "group", "group_index", "chord", "chain", "callbacks", "errbacks", "expires"),
+    *("timelimit", "shadow", "retries", "reply_to", "correlation_id", "origin", "ignore_result"),
+    *("stamped_headers", "stamps", "headers", "args", "kwargs"),
+)
 
 
 @app.task(base=LockedTask, bind=True, lock_key="{key}", max_retries=0, **QUICK)
@@ -113,6 +121,32 @@ def telling(self: Any, key: str, **more: Any) -> dict[str, Any]:
     told["routing_key"] = self.request.delivery_info.get("routing_key")
     record("told", key=key, **told)
     return told
+
+
+class OwnCall(LockedTask):
+    """A base class as people write them, for logging or sessions."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
+class OwnCallWithSuper(LockedTask):
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+@app.task(base=OwnCall, bind=True, lock_key="{key}", max_retries=0, **QUICK)
+def own_call(self: Any, key: str) -> str:
+    return _work(self, key)
+
+
+@app.task(base=OwnCallWithSuper, bind=True, lock_key="{key}", max_retries=0, **QUICK)
+def own_call_with_super(self: Any, key: str) -> str:
+    return _work(self, key)
 
 
 @app.task(base=LockedTask, bind=True, lock_key="{key}", max_retries=1, **QUICK)
@@ -144,3 +178,30 @@ def on_error_old(task_id: str) -> None:
 @app.task
 def on_error_new(request: Any, error: Exception, traceback: Any) -> None:
     record("errback", style="new", id=request.id, error=type(error).__name__, text=str(error))
+
+
+# -- a store that cannot be asked ----------------------------------------------------------------------------------
+
+#: Whoever is contended fails, so that nothing but the store's silence can lead to a retry.
+STRICT = {"base": LockedTask, "bind": True, "lock_key": "{key}", "lock_on_contention": "fail", **QUICK}
+
+
+@app.task(**STRICT)
+def store_retry(self: Any, key: str) -> str:
+    return _work(self, key)
+
+
+@app.task(**STRICT, lock_on_store_error="fail")
+def store_fail(self: Any, key: str) -> str:
+    return _work(self, key)
+
+
+@app.task(**STRICT, lock_on_store_error="run")
+def store_run(self: Any, key: str) -> str | None:
+    record("unlocked" if self.lock is None else "locked", key=key, id=self.request.id)
+    return self.lock and key
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}", lock_timeout=0.3, **QUICK)
+def store_impatient(self: Any, key: str) -> str:
+    return _work(self, key)

@@ -6,12 +6,14 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from celery import Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.signals import task_success
 from celery.worker.request import Request
 
 from celery_distlock import LockedTask
@@ -44,6 +46,24 @@ def succeed(self: Any, key: str) -> str:
 def fail(self: Any, key: str) -> None:
     with in_run(self, key):
         raise ValueError(key)
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}", acks_late=True)
+def succeed_late(self: Any, key: str) -> str:
+    with in_run(self, key):
+        return key
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}", acks_late=True, throws=(ValueError,))
+def fail_late(self: Any, key: str) -> None:
+    with in_run(self, key):
+        raise ValueError(key)
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}")
+def return_what_cannot_be_stored(self: Any, key: str) -> object:
+    with in_run(self, key):
+        return object()
 
 
 @app.task(base=LockedTask, bind=True, lock_key="{key}", max_retries=3, lock_on_contention="fail")
@@ -126,10 +146,54 @@ def hold_and_check(self: Any, key: str) -> str:
     return key
 
 
+_all_together = threading.Event()
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}")
+def hold_with_others(self: Any, key: str) -> None:
+    """Hold the key until :func:`let_go` runs in this process: hundreds of threads that read a file are too many."""
+    with in_run(self, key):
+        _all_together.wait(60)
+
+
+@app.task
+def let_go() -> None:
+    _all_together.set()
+
+
+def asked(key: str) -> str:
+    """Compute the key and tell that the store is about to be asked."""
+    record("asking", key=key)
+    return key
+
+
+@app.task(base=LockedTask, bind=True, lock_key=asked)
+def hold_once_asked(self: Any, key: str) -> str:
+    with in_run(self, key):
+        until_told(key)
+    return key
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}")
+def linger_after_success(self: Any, key: str) -> str:
+    """Succeed; but what stands between the stored result and the release takes its time."""
+    with in_run(self, key):
+        return key
+
+
+def _linger(sender: Task, result: str, **_: Any) -> None:
+    if sender.name == linger_after_success.name:
+        record("stored", key=result)
+        until_told(result)
+
+
+task_success.connect(_linger, weak=False)
+
+
 @app.task(base=LockedTask, bind=True, lock_key="{key}", lock_on_lost="warn")
 def hold_although_lost(self: Any, key: str) -> str:
     with in_run(self, key):
-        until_told(key)
+        until_told(f"{key}, although lost")
     return key
 
 
@@ -192,7 +256,7 @@ class OwnRequest(Request):
 
 class OwnRequestTask(LockedTask):
     abstract = True
-    Request = OwnRequest
+    Request = OwnRequest  # type: ignore[assignment]  # a class or its name, says Celery
 
 
 @app.task(base=OwnRequestTask, bind=True, lock_key="{key}")
@@ -200,7 +264,8 @@ def last_with_own_request(self: Any, key: str, seconds: float) -> str:
     with in_run(self, key):
         time.sleep(seconds)
         self.lock.check()
-    return type(self.Request).__name__ if isinstance(self.Request, type) else str(self.Request)
+        record("own", supervised="distlock" in self.request.properties)
+    return str(self.Request.__name__)
 
 
 @app.task
@@ -214,18 +279,19 @@ def unlocked(key: str) -> str:
 
 
 def _note(name: str) -> Any:
-    def note(sender: Task, **told: Any) -> None:
-        record(name, task=sender.name, main=os.getpid(), **{k: v for k, v in told.items() if k in _NOTED})
+    def note(sender: Task, key: str, task_id: str | None = None, **told: Any) -> None:
+        # An acquired lock is told of as a whole, otherwise by its numbers.
+        lock = told.get("lock")
+        numbers = (lock.owner, lock.fence) if lock is not None else (told["owner"], told["fence"])
+        record(name, task=sender.name, task_id=task_id, key=key, owner=numbers[0], fence=numbers[1])
 
     return note
 
 
-_NOTED = ("task_id", "key", "owner", "fence")
-_notes = {
-    "acquired": (lock_acquired, _note("acquired")),
-    "released": (lock_released, _note("released")),
-    "unsure": (lock_unsure, _note("unsure")),
-    "lost": (lock_lost, _note("lost")),
-}
-for _signal, _receiver in _notes.values():
-    _signal.connect(_receiver, weak=False)
+for _name, _signal in (
+    ("acquired", lock_acquired),
+    ("released", lock_released),
+    ("unsure", lock_unsure),
+    ("lost", lock_lost),
+):
+    _signal.connect(_note(_name), weak=False)

@@ -1,0 +1,1 @@
+"""Charging an order once, whatever happens: ``python -m examples.double_charge``."""

@@ -1,0 +1,1 @@
+"""Twenty buyers, five tickets: ``python -m examples.flash_sale``."""

@@ -1,0 +1,1 @@
+"""Locks outside of Celery: ``python -m examples.plain_lock``."""

@@ -1,0 +1,46 @@
+"""Tasks for canvases: one that is skipped when its key is held, and bare ones around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_distlock import LockedTask
+from tests.support.apps import make_app
+from tests.support.journal import record, running
+
+app = make_app(__name__)
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}", lock_on_contention="skip", lock_skip_result="skipped")
+def skipping(self: Any, key: str) -> str:
+    record("ran", task="skipping", key=key)
+    return key
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}", lock_on_contention="skip", lock_skip_result="skipped")
+def skipping_link(self: Any, before: Any, key: str) -> str:
+    record("ran", task="skipping_link", key=key)
+    return key
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}")
+def hold(self: Any, key: str) -> str:
+    import os
+
+    import redis
+
+    with running(key, id=self.request.id), redis.Redis.from_url(os.environ["BROKER_URL"]) as client:
+        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
+    return key
+
+
+@app.task
+def first(key: str) -> str:
+    record("ran", task="first", key=key)
+    return key
+
+
+@app.task
+def link(before: Any, key: str) -> Any:
+    record("ran", task="link", key=key)
+    return before

@@ -1,0 +1,92 @@
+"""What the tests of redelivery and of faults look at, and what they do by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+
+from tests.support.journal import Journal
+from tests.support.waiting import eventually
+from tests.support.workers import Worker
+from tests.worker.watching import Death
+
+__all__ = ["PATIENCE", "RedisBroker", "kill_child", "received", "records_in"]
+
+#: Seconds that something may take that is not measured.
+PATIENCE = 20.0
+
+
+class RedisBroker:
+    """What kombu keeps in Redis, as the test sees it.
+
+    Arguments:
+        app: the test's copy of the application.
+        queue: the queue whose messages count.
+    """
+
+    def __init__(self, app: Any, queue: str = "celery") -> None:
+        self._app = app
+        self._queue = queue
+        self._client = redis.Redis.from_url(app.conf.broker_url, decode_responses=True)
+
+    def unacknowledged(self) -> list[str]:
+        """Return the delivery tags of messages that some worker holds."""
+        return [str(tag) for tag in self._client.hkeys("unacked")]
+
+    def wait_for_unacknowledged(self, count: int = 1) -> list[str]:
+        """Wait until workers hold that many messages."""
+        return eventually(
+            lambda: tags if len(tags := self.unacknowledged()) == count else [], PATIENCE, f"{count} unacknowledged"
+        )
+
+    def deliver_again(self, tag: str) -> None:
+        """Give a held message back to its queue, as kombu does when its visibility timeout has passed."""
+        with self._app.connection() as connection, connection.channel() as channel:
+            channel.qos.restore_by_tag(tag)
+
+    def copy_waiting(self, target: str) -> None:
+        """Copy the message that waits in the queue to another one, marked as kombu marks what it restores."""
+        (waiting,) = self._client.lrange(self._queue, 0, -1)
+        message = json.loads(waiting)
+        message["headers"]["redelivered"] = True
+        message["properties"]["delivery_info"]["redelivered"] = True
+        self._client.lpush(target, json.dumps(message))
+
+    def is_idle(self) -> bool:
+        """Return whether no message is waiting, running or unacknowledged."""
+        queued = self._client.llen(self._queue)
+        return not queued and not self._client.hlen("unacked") and not self._client.zcard("unacked_index")
+
+    def wait_until_idle(self, timeout: float = PATIENCE) -> None:
+        """Wait until no message is waiting, running or unacknowledged."""
+        eventually(self.is_idle, timeout, "a broker without messages")
+
+    def drop_connections(self) -> None:
+        """Cut the connections of everybody else."""
+        for kind in ("normal", "pubsub"):
+            self._client.client_kill_filter(_type=kind, skipme=True)
+
+
+def received(task_id: str, workers: Iterable[Worker]) -> int:
+    """Return how often a message with this task id reached one of the workers."""
+    return sum(len(re.findall(rf"Task \S+\[{task_id}\] received", worker.log)) for worker in workers)
+
+
+def records_in(url: str) -> list[str]:
+    """Return the completion records in a lock store."""
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        return sorted(str(name) for name in client.scan_iter("*:c:*", count=1000))
+
+
+def kill_child(pid: int, journal: Journal) -> None:
+    """Kill a pool process, and note in the journal when it is dead."""
+    death = Death(pid)
+    os.kill(pid, signal.SIGKILL)
+    death.wait()
+    journal.died(pid)
