@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from celery_distlock.lock import Lock as Lock
     from celery_distlock.lock import locked as locked
     from celery_distlock.options import LockOptions as LockOptions
-    from celery_distlock.signals import lock_tasks as lock_tasks
     from celery_distlock.task import Contention as Contention
     from celery_distlock.task import LockedTask as LockedTask
+    from celery_distlock.task.rebase import lock_tasks as lock_tasks
 
 # Loaded on first use: a program that only takes a Lock does not pay for Celery's worker, nor one that only catches
 # an error for anything.
@@ -42,7 +42,7 @@ _HOME = {
     "LockedTask": "task",
     "StoreUnavailable": "errors",
     "current_lock": "held",
-    "lock_tasks": "signals",
+    "lock_tasks": "task.rebase",
     "locked": "lock",
 }
 

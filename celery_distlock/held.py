@@ -141,6 +141,10 @@ class HeldLock:
         """The number of this grant."""
         return self._lease.fence
 
+    def lives_in(self, store: LockStore) -> bool:
+        """Return whether this is a lock in ``store``, or in another object's view of the same one."""
+        return self._store is store or (self._store.name, self._store.prefix) == (store.name, store.prefix)
+
     @property
     def ttl(self) -> float:
         """Seconds for which the store believes a silent holder."""
@@ -226,10 +230,10 @@ def frames() -> list[Frame]:
     return _local.frames
 
 
-def holding(key: str) -> HeldLock | None:
-    """Return the lock on ``key`` under which this thread or greenlet already runs."""
+def holding(key: str, store: LockStore) -> HeldLock | None:
+    """Return the lock on ``key`` in ``store`` under which this thread or greenlet already runs."""
     for frame in reversed(_local.frames):
-        if frame.lock.key == key and not frame.lock.released:
+        if frame.lock.key == key and not frame.lock.released and frame.lock.lives_in(store):
             return frame.lock
     return None
 

@@ -354,9 +354,11 @@ def locked(
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             text = make_key(args, kwargs)
-            if text is None or holding(text) is not None:
+            if text is None:
                 return function(*args, **kwargs)
             lock = Lock(text, **options, identifier=identifier, prefix=prefix, timeout=timeout)
+            if frames() and holding(lock.key, lock._store) is not None:
+                return function(*args, **kwargs)
             with contextlib.ExitStack() as stack:
                 if max_retries is None:
                     stack.enter_context(lock)

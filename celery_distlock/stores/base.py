@@ -31,6 +31,8 @@ class LockStore(ABC):
 
     #: The address, without its password: for log lines and errors.
     name: str
+    #: The name space within it: the same key under another prefix is another lock.
+    prefix: str = ""
 
     @abstractmethod
     def acquire(self, claim: Claim) -> Lease | Contended | Completed:

@@ -183,6 +183,7 @@ class MemoryStore(LockStore):
         self, name: str = "", *, prefix: str = "distlock", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.name = f"memory://{name}"
+        self.prefix = prefix
         self._address = (name, prefix)
         self._clock = clock
 

@@ -100,7 +100,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
     key = task._lock_key_of(request, args, kwargs)
     if key is None:
         return body(*args, **kwargs)
-    outer = holding(key)
+    outer = holding(key, task._lock_store) if frames() else None
     if outer is not None:
         request.distlock_frame = True
         frames().append(Frame(request, outer, owns=False))
@@ -408,7 +408,7 @@ def run_direct(task: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> A
     key = task._lock_key_of(None, args, kwargs)
     if key is None:
         return body(*args, **kwargs)
-    outer = holding(key)
+    outer = holding(key, task._lock_store) if frames() else None
     if outer is not None:
         return _framed(Frame(task, outer, owns=False), body, args, kwargs)
     if event_loop.is_here():

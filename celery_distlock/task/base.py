@@ -27,7 +27,7 @@ from celery_distlock.task.run import OPTIONS_HEADER
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["LockedTask", "rebase"]
+__all__ = ["LockedTask"]
 
 log = logging.getLogger(__name__)
 
@@ -212,21 +212,3 @@ def _guard(cls: type[LockedTask]) -> None:
 
     guarded._distlock_guard = True  # type: ignore[attr-defined]
     cls.__call__ = guarded
-
-
-def rebase(app: Celery, task: Any, options: Mapping[str, Any]) -> None:
-    """Turn a registered task into a :class:`LockedTask` with these options, in place.
-
-    Its class stays in front: what it overrides stays overridden, its own ``Request`` class, if it has one, stays its
-    own.
-
-    Raises:
-        LockConfigError: an option is wrong, or the task is a LockedTask already.
-    """
-    cls = type(task)
-    if issubclass(cls, LockedTask):
-        raise LockConfigError(f"task {task.name}: is a LockedTask already; give the options where it is defined")
-    task.__class__ = type(cls.__name__, (cls, LockedTask), {"__module__": cls.__module__, **options})
-    task.__class__.bind(app)
-    # A tracer built before would call the body without the lock.
-    task.__trace__ = None

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _PER_TIMEOUT = 3
 #: A message that was not refreshed for this part of the timeout may have been delivered again.
 _EXPOSED_AFTER = 0.9
+#: Seconds that a shutdown waits for the thread.
+_STOP_PATIENCE = 1.0
 
 
 class Visibility:
@@ -56,8 +58,10 @@ class Visibility:
         self._held.clear()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread; one that waits for a broker that hangs ends when that answers."""
         self._stop.set()
+        if self._thread is not None:
+            self._thread.join(_STOP_PATIENCE)
 
     @staticmethod
     def exposed(request: Any) -> bool:

@@ -411,6 +411,8 @@ class _UnsureWatch:
     def stop(self) -> None:
         self._stopping = True
         self._changed.set()
+        # It waits for nothing but this.
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping:

@@ -728,3 +728,32 @@ class TestLocked:
         for function in (coroutine, generator, asynchronous_generator):
             with pytest.raises(LockConfigError, match="after the call has returned"):
                 locked("k", url="memory://x")(function)
+
+
+class TestAHoldElsewhere:
+    """Re-entrancy is about one lock; the same key in another store, or under another prefix, is another one."""
+
+    def test_does_not_let_a_function_in_that_is_locked_in_another_store(self, url: str) -> None:
+        elsewhere = f"memory://{uuid.uuid4().hex}"
+
+        @locked("k", url=elsewhere, max_retries=0)
+        def work() -> str:
+            return "done"
+
+        with Lock("k", url=url):
+            with Lock("k", url=elsewhere, identifier="the other"), ThreadPoolExecutor(1) as other:
+                with pytest.raises(LockContended, match="the other"):
+                    other.submit(work).result(PATIENCE)
+            assert work() == "done"
+
+    def test_does_not_let_a_function_in_that_is_locked_under_another_prefix(self, url: str) -> None:
+        @locked("k", url=url, prefix="mine", max_retries=0)
+        def work() -> None: ...
+
+        other = Lock("k", url=url, prefix="mine", identifier="the other")
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(other.acquire).result(PATIENCE)
+            with Lock("k", url=url), pytest.raises(LockContended, match="the other"):
+                work()
+            thread.submit(other.release).result(PATIENCE)
+        work()

@@ -14,6 +14,7 @@ from celery.worker.request import Request
 from celery_distlock import Lock, LockConfigError, LockContended, LockedTask, current_lock, lock_tasks
 from celery_distlock.held import frames
 from celery_distlock.stores.of_app import forget_store
+from celery_distlock.task.rebase import unmatched_patterns
 from celery_distlock.worker import SupervisedRequest
 
 
@@ -405,7 +406,6 @@ class TestLockTasks:
     @pytest.mark.parametrize(
         ("rules", "message"),
         [
-            ({"pgk.*": {}}, r"no registered task matches 'pgk\.\*'"),
             ({"pkg.*": {"lock_key": "{nothing}"}}, "nothing"),
             ({"pkg.*": {"lock_on_contention": "wait"}}, "acks_late"),
         ],
@@ -417,6 +417,19 @@ class TestLockTasks:
         lock_tasks(app, rules)
         with pytest.raises(LockConfigError, match=message):
             app.finalize()
+
+    def test_a_pattern_without_a_task_is_no_error_for_a_publisher_that_knows_only_some(self, app: Celery) -> None:
+        self.define(app)
+        lock_tasks(app, {"pgk.*": {}, "pkg.*": {}})
+        app.finalize()
+        assert unmatched_patterns(app) == ["pgk.*"]
+
+    def test_celerys_own_tasks_are_not_meant_by_a_star(self, app: Celery) -> None:
+        self.define(app)
+        lock_tasks(app, {"*": {}})
+        app.finalize()
+        assert not any(isinstance(task, LockedTask) for name, task in app.tasks.items() if name.startswith("celery."))
+        assert isinstance(app.tasks["pkg.tasks.work"], LockedTask)
 
     def test_a_locked_task_already_has_its_options(self, app: Celery) -> None:
         @app.task(base=LockedTask, name="pkg.locked", shared=False)

@@ -99,6 +99,7 @@ class RedisStore(LockStore):
         make = connection_maker(client)
         assert client is not None
         self.name = name_of(client)
+        self.prefix = prefix
         self._layout = Layout(prefix)
         self._timeout = seconds
         self._connections = Connections(make, timeout=seconds, name=self.name)
