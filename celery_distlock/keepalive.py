@@ -125,6 +125,8 @@ class Keeper:
         self._wake_r: socket.socket | None = None
         self._wake_w: socket.socket | None = None
         self._wakes_at = math.inf
+        #: For how long the thread sleeps when nothing is due, in seconds.
+        self._horizon = _IDLE
         self._stopping = False
         self._stop_by = math.inf
 
@@ -136,6 +138,7 @@ class Keeper:
         if self._thread is None:
             self._start()
         # No wake-up is needed while the thread will look early enough anyway: with equal ttls that is nearly always.
+        self._horizon = min(self._horizon, max(0.0, kept.look_at - time.monotonic()))
         if kept.look_at < self._wakes_at:
             self._wake()
 
@@ -290,7 +293,12 @@ class Keeper:
                 self._calls.popleft()()
 
     def _next_due(self, now: float) -> float:
-        due = now + _IDLE
+        # Short tasks come and go between two wake-ups. If the thread slept for long whenever nobody is there at the
+        # moment, each of them would have to wake it; so it sleeps no longer than the last of them would have let it,
+        # and doubles that while nobody comes.
+        if not self._kept:
+            self._horizon = min(_IDLE, 2.0 * self._horizon + RETRY_PAUSE)
+        due = now + self._horizon
         for kept in list(self._kept.values()):
             due = min(due, kept.look_at)
         for debt in self._debts:

@@ -17,7 +17,7 @@ __all__ = ["ATTEMPT_HEADER", "OPTIONS_HEADER", "SINCE_HEADER", "Run"]
 ATTEMPT_HEADER, SINCE_HEADER, OPTIONS_HEADER = "distlock_attempt", "distlock_since", "distlock"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Run:
     """One run.
 
@@ -44,6 +44,18 @@ class Run:
             _count((headers or {}).get(ATTEMPT_HEADER)),
             request.replaced_task_nesting or 0,
             request.parent_id,
+        )
+
+    @classmethod
+    def of_message(cls, headers: Mapping[str, Any]) -> Run:
+        """Return the run of a message, as :meth:`of` will for its executor; all there is are headers here."""
+        get = headers.get
+        return cls(
+            get("id"),
+            get("retries") or 0,
+            _count(get(ATTEMPT_HEADER)),
+            get("replaced_task_nesting") or 0,
+            get("parent_id"),
         )
 
     @property

@@ -80,7 +80,7 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
             supervised = self.supervised
             self._end()
             if supervised is not None:
-                supervised.warden.copies.park(self, supervised.run.label, None)
+                supervised.warden.copies.park(self, supervised.label, None)
             return
         aborted = self.supervised.aborted if self.supervised is not None and not return_ok else None
         if aborted is not None:
@@ -126,8 +126,9 @@ def _supervised_execution(execute: Any) -> Any:
         warden = Warden.current
         if warden is None:
             return execute(self, pool, **kwargs)
-        _turn_away_copy(warden, self)
-        self.supervised = warden.admit(self)
+        run = run_of(self)
+        _turn_away_copy(warden, self, run.label)
+        self.supervised = warden.admit(self, run)
         try:
             return execute(self, pool, **kwargs)
         except BaseException:
@@ -138,13 +139,12 @@ def _supervised_execution(execute: Any) -> Any:
     return execute_using_pool
 
 
-def _turn_away_copy(warden: Warden, request: SupervisedRequest) -> None:
+def _turn_away_copy(warden: Warden, request: SupervisedRequest, label: str) -> None:
     """Keep a second delivery of a run that is in this worker's pool from getting there.
 
     Raises:
         TaskRevokedError: it is one; the worker then gives the pool slot back, and nothing else happens.
     """
-    label = run_of(request).label
     original = warden.running(label)
     if original is None or not _is_copy(request, original.request) or request.revoked():
         return

@@ -43,7 +43,7 @@ from celery_distlock.lease import Completion, Lease, Renewal, new_owner
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_lost, lock_unsure
 from celery_distlock.task import event_loop
-from celery_distlock.task.run import Run
+from celery_distlock.task.run import OPTIONS_HEADER, Run
 from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
@@ -73,6 +73,7 @@ class Supervised(Kept):
         self.request = request
         self.cell = cell
         self.run = run
+        self.label = run.label
         self.options = options
         self.store = request.task._lock_store
         self.owner = owner
@@ -228,16 +229,17 @@ class Warden:
         supervised = self._by_label.get(label)
         return supervised if supervised is not None and supervised.begun else None
 
-    def admit(self, request: Any) -> Supervised:
+    def admit(self, request: Any, run: Run) -> Supervised:
         """Enter a request that is about to be handed to the pool, and give it its owner and cell."""
         self._suspect(request)
         request_dict = request.request_dict
         task = request.task
-        options = task._lock_options_of(_Headers(request_dict))
+        given = OPTIONS_HEADER in request_dict
+        options = task._lock_options_of(_Headers(request_dict)) if given else task._lock_options
         owner = new_owner()
-        supervised = Supervised(self, request, owner, self.arena.take(owner), run_of(request), options)
+        supervised = Supervised(self, request, owner, self.arena.take(owner), run, options)
         request_dict["properties"] = {**(request_dict.get("properties") or {}), "distlock": supervised.token()}
-        self._table[owner] = self._by_label[supervised.run.label] = supervised
+        self._table[owner] = self._by_label[supervised.label] = supervised
         if supervised.cell is not None:
             self.keeper.keep(supervised)
         return supervised
@@ -287,14 +289,14 @@ class Warden:
             return
         supervised.ended = True
         self.keeper.drop(supervised)
-        if self._by_label.get(supervised.run.label) is supervised:
-            del self._by_label[supervised.run.label]
+        if self._by_label.get(supervised.label) is supervised:
+            del self._by_label[supervised.label]
         cell = supervised.cell
         if cell is not None:
             self._settle(supervised, cell)
         # Last, when what it held is known: copies that waited for this run go on.
         acknowledged = supervised.request.acknowledged
-        self.copies.original_ended(supervised.run.label, supervised.complete and acknowledged)
+        self.copies.original_ended(supervised.label, supervised.complete and acknowledged)
 
     def _settle(self, supervised: Supervised, cell: cells.Cell) -> None:
         """Give back what the executor could not, and free its cell."""
@@ -326,7 +328,7 @@ class Warden:
     def _completion(supervised: Supervised, view: cells.View | None) -> Completion | None:
         if view is None or view.lease is None or not view.complete:
             return None
-        return Completion(view.lease.key, supervised.run.label, supervised.request.task._lock_completion_ttl)
+        return Completion(view.lease.key, supervised.label, supervised.request.task._lock_completion_ttl)
 
     def _forget_later(self, supervised: Supervised, completion: Completion) -> None:
         """Erase the completion record once the message is acknowledged, unless a copy of it may be about.
@@ -378,7 +380,7 @@ class Warden:
 def run_of(request: Any) -> Run:
     """Return the run of a worker's request, as its executor will compute it."""
     request_dict = request.request_dict
-    return Run.of(_Headers(request_dict), request_dict)
+    return Run.of_message(request_dict)
 
 
 class _Headers:
@@ -421,18 +423,16 @@ class _UnsureWatch:
             self._changed.wait(pause)
             self._changed.clear()
             for one in watched:
-                if one.ended:
-                    self._watched.pop(id(one), None)
-                    continue
-                lease = one.lease()
-                if lease is not None and lease.remaining < lease.ttl * _UNSURE_MARGIN:
-                    self._watched.pop(id(one), None)
-                    self._abort(one, lease)
+                try:
+                    self._look(one)
+                except Exception:
+                    # This thread must go on for the others; this one's executor sees its deadline pass all the same.
+                    log.exception("Task %s[%s] could not be watched", one.request.name, one.request.id)
 
-    @staticmethod
-    def _abort(one: Supervised, lease: Lease) -> None:
-        try:
+    def _look(self, one: Supervised) -> None:
+        lease = one.lease()
+        late = lease is not None and lease.remaining < lease.ttl * _UNSURE_MARGIN
+        if one.ended or late:
+            self._watched.pop(id(one), None)
+        if lease is not None and late:
             one.abort(lease, SILENT)
-        except Exception:
-            # This thread must go on for the others; this one's executor sees its deadline pass all the same.
-            log.exception("Task %s[%s] could not be aborted", one.request.name, one.request.id)

@@ -120,6 +120,8 @@ class Connections:
         Raises:
             StoreUnavailable: not all replies came.
         """
+        # One piece: redis-py makes a system call of each.
+        packed = [b"".join(commands)]
         link = self._take()
         end = time.monotonic() + self._timeout if give_up is None else give_up
         attempts = 0
@@ -133,9 +135,10 @@ class Connections:
                     elif give_up is not None:
                         link.wait_at_most(max(end - time.monotonic(), 0.001))
                     sent = time.monotonic()
-                    link.connection.send_packed_command(commands, check_health=False)
+                    link.connection.send_packed_command(packed, check_health=False)
                     replies = self._read(link, len(commands), end)
-                    link.wait_at_most(self._timeout)
+                    if link.seconds != link.patience:
+                        link.wait_at_most(self._timeout)
                     return Answer(replies, sent, attempts)
                 except ConnectionError as exc:
                     link.disconnect()
@@ -154,16 +157,18 @@ class Connections:
     def _read(link: _Link, count: int, end: float) -> list[Any]:
         read = link.connection.read_response
         replies: list[Any] = []
+        failed = False
         while True:
             try:
                 replies.append(read(disable_decoding=True))
             except ResponseError as exc:
                 replies.append(exc)
+                failed = True
             if len(replies) == count:
                 break
             if time.monotonic() >= end:
                 raise TimeoutError(f"{len(replies)} of {count} replies came in time")
-        if any(map(_is_read_only, replies)):
+        if failed and any(map(_is_read_only, replies)):
             # The primary we knew has become a replica. Whoever is primary now may answer to the same name.
             link.disconnect()
         return replies

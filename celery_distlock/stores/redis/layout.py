@@ -54,10 +54,20 @@ class Layout:
         self._bases = [b"%b%d}:" % (self._prefix, shard) for shard in range(SHARDS)]
         metas = [base + b"meta" for base in self._bases]
         self._packed_metas = [b"$%d\r\n%b\r\n" % (len(meta), meta) for meta in metas]
+        self._last = ("", b"")
         self._holders = re.compile(re.escape(self._prefix) + rb"(\d+)\}:h:(.*)", re.DOTALL)
 
     def packed(self, key: str) -> bytes:
         """Return the six keys of a lock, in the scripts' order, as RESP bulk strings."""
+        # What is released is mostly what was acquired last. One assignment, one read: threads need no lock.
+        last = self._last
+        if last[0] == key:
+            return last[1]
+        packed = self._pack(key)
+        self._last = (key, packed)
+        return packed
+
+    def _pack(self, key: str) -> bytes:
         name = key.encode(*_CODEC)
         shard = crc32(name) % SHARDS
         base = self._bases[shard]
