@@ -740,11 +740,13 @@ class TestAHoldElsewhere:
         def work() -> str:
             return "done"
 
-        with Lock("k", url=url):
-            with Lock("k", url=elsewhere, identifier="the other"), ThreadPoolExecutor(1) as other:
-                with pytest.raises(LockContended, match="the other"):
-                    other.submit(work).result(PATIENCE)
-            assert work() == "done"
+        other = Lock("k", url=elsewhere, identifier="the other")
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(other.acquire).result(PATIENCE)
+            with Lock("k", url=url), pytest.raises(LockContended, match="the other"):
+                work()
+            thread.submit(other.release).result(PATIENCE)
+        assert work() == "done"
 
     def test_does_not_let_a_function_in_that_is_locked_under_another_prefix(self, url: str) -> None:
         @locked("k", url=url, prefix="mine", max_retries=0)

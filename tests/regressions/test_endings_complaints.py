@@ -101,7 +101,7 @@ def test_complaint_3_a_ttl_shorter_than_the_run_lets_two_run_at_once(
 ) -> None:
     worker(ENDINGS, conf={"distlock_ttl": 0.6, "distlock_retry_delay": 0.1})
     tasks = load(ENDINGS)
-    results = [tasks.last.delay("a", 1.2) for _ in range(2)]
+    results = [tasks.last.delay("a", 1.0) for _ in range(2)]
     for result in results:
         assert result.get(timeout=20) == "a"
     assert len(journal.runs("a")) == 2
@@ -287,7 +287,7 @@ def test_accident_a_permit_that_was_taken_from_a_live_holder_is_given_back_twice
     # The one that was pruned ends and releases once more, when the main process finds its child dead.
     os.kill(first["pid"], signal.SIGKILL)
     eventually(lambda: results[0].ready() or results[1].ready(), 20, "the end of the pruned one")
-    assert not fourth.acquire(timeout=1.5), "three at once"
+    assert not fourth.acquire(timeout=1.0), "three at once"
     assert {holder["owner"] for holder in third.holders()} == {second["owner"], third.owner}
     third.release()
     journal.record("go", key="a")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,6 +35,7 @@ class RedisBroker:
         self._app = app
         self._queue = queue
         self._client = redis.Redis.from_url(app.conf.broker_url, decode_responses=True)
+        weakref.finalize(self, self._client.close)
 
     def unacknowledged(self) -> list[str]:
         """Return the delivery tags of messages that some worker holds."""
@@ -68,9 +70,11 @@ class RedisBroker:
         eventually(self.is_idle, timeout, "a broker without messages")
 
     def drop_connections(self) -> None:
-        """Cut the connections of everybody else."""
-        for kind in ("normal", "pubsub"):
-            self._client.client_kill_filter(_type=kind, skipme=True)
+        """Cut the connections of everybody else to this database."""
+        me, db = self._client.client_id(), self._client.get_connection_kwargs()["db"]
+        for client in self._client.client_list():
+            if int(client["db"]) == db and int(client["id"]) != me:
+                self._client.client_kill_filter(_id=client["id"])
 
 
 def received(task_id: str, workers: Iterable[Worker]) -> int:

@@ -118,6 +118,32 @@ def test_work_whose_acknowledgement_did_not_arrive_is_not_done_again(
     assert result.state == states.SUCCESS
 
 
+def test_work_whose_acknowledgement_alone_is_lost_is_not_done_again(
+    worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, databases: Databases, proxy: StartProxy
+) -> None:
+    between = proxy(databases.server)
+    # For kombu the lost one fills a place in the prefetch window for ever.
+    reserve = {"worker_prefetch_multiplier": 4}
+    through = settings.with_broker(between.url(settings.broker))
+    node = worker(APP, through, concurrency=1, conf=reserve, may_log=LOST)
+    tasks = load(APP)
+    broker = RedisBroker(tasks.app)
+    result = tasks.hold.delay("a")
+    journal.wait_for("start", key="a")
+    # An acknowledgement; giving a message back pushes it, too. As many as redis-py tries.
+    faults = [between.swallow_request(lambda data: b"ZREM" in data and b"PUSH" not in data) for _ in range(4)]
+    journal.record("go", key="a")
+    assert result.get(timeout=PATIENCE) == "a"
+    # Celery takes the message for acknowledged, and its connection for sound.
+    node.wait_for_log(r"Couldn't ack")
+    node.wait_for_log(DONE)
+    for fault in faults:
+        fault.wait()
+    broker.wait_until_idle()
+    assert "Connection to broker lost" not in node.log
+    assert len(journal.entries("start", key="a")) == 1
+
+
 def test_broker_and_store_in_one_redis_that_loses_everything(
     worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, private_redis: StartRedis
 ) -> None:
@@ -176,6 +202,41 @@ class TestRabbitMQ:
         _wait_until_empty(tasks.app, node)
         assert len(journal.entries("start", key="a")) == 1
         assert received(result.id, [node]) == 2
+
+    @pytest.mark.slow
+    def test_a_thread_pool_does_not_run_what_another_worker_has_finished(
+        self,
+        worker: StartWorker,
+        load: LoadApp,
+        journal: Journal,
+        settings: Settings,
+        rabbitmq: RabbitMQServer,
+        rabbitmq_url: str,
+        proxy: StartProxy,
+    ) -> None:
+        between = proxy(rabbitmq)
+        conf = {"broker_transport_options": {}, "worker_prefetch_multiplier": 4}
+        direct = settings.with_broker(rabbitmq_url)
+        through = settings.with_broker(between.url(rabbitmq_url))
+        first = worker(APP, through, pool="threads", concurrency=1, conf=conf, may_log=[*LOST, "reset"])
+        tasks = load(APP, direct, conf=conf)
+        running = tasks.hold.delay("running")
+        journal.wait_for("start", key="running")
+        reserved = tasks.last.delay("reserved", 0.0)
+        first.wait_for_log(rf"\[{reserved.id}\] received")
+        second = worker(APP, direct, concurrency=2, conf=conf)
+        between.refuse()
+        between.cut()
+        assert reserved.get(timeout=PATIENCE) == "reserved"
+        second.wait_for_log(PARKED)
+        journal.record("go", key="running")
+        # It has the message in line still, from before it lost the broker, which it does not reach again.
+        first.wait_for_log(rf"\[{reserved.id}\]: {DONE}")
+        assert running.get(timeout=PATIENCE) == "running"
+        second.wait_for_log(rf"\[{running.id}\]: {DONE}")
+        _wait_until_empty(tasks.app, second)
+        assert len(journal.entries("start", key="reserved")) == 1
+        assert len(journal.entries("start", key="running")) == 1
 
     def test_work_whose_worker_died_before_the_acknowledgement_is_not_done_again(
         self,

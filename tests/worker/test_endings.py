@@ -93,7 +93,7 @@ def test_a_soft_time_limit_frees_the_key_at_once(
     assert_nothing_left(databases.server, databases.locks)
 
 
-@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+@pytest.mark.parametrize("pool", ["gevent", pytest.param("eventlet", marks=pytest.mark.slow)])
 def test_a_terminated_greenlet_frees_the_key_at_once(
     pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:

@@ -44,18 +44,16 @@ def test_a_message_held_longer_than_its_visibility_is_delivered_once(
     assert journal.overlaps("bare")
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(500)])])
-def test_contenders_that_outlive_their_visibility_all_run_once_and_alone(
-    count: int, worker: StartWorker, load: LoadApp, journal: Journal
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_forty_contenders_that_outlive_their_visibility_all_run_once_and_alone(
+    worker: StartWorker, load: LoadApp, journal: Journal
 ) -> None:
     worker(APP)
     worker(APP)
     tasks = load(APP)
-    # Beside the contenders, so that many of them hold a slot or a place in a worker meanwhile.
-    seconds = 6.0 if count == 40 else 3.0
-    results = [tasks.last.delay("a", seconds) for _ in range(count)]
-    for result in results:
-        assert result.get(timeout=count * (seconds + 3)) == "a"
+    results = [tasks.last.delay("a", 6.0) for _ in range(40)]
+    assert [result.get(timeout=500) for result in results] == ["a"] * 40
     assert sorted(str(run.id) for run in journal.runs("a")) == sorted(result.id for result in results)
     assert journal.overlaps("a") == []
     RedisBroker(tasks.app).wait_until_idle()
@@ -64,7 +62,7 @@ def test_contenders_that_outlive_their_visibility_all_run_once_and_alone(
 class TestACopyInTheSameWorker:
     """The broker gives it back to the very worker that runs the original."""
 
-    @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+    @pytest.mark.parametrize("pool", ["prefork", "threads", pytest.param("gevent", marks=pytest.mark.slow)])
     def test_is_acknowledged_with_the_original_and_never_runs(
         self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
@@ -123,6 +121,7 @@ class TestACopyInTheSameWorker:
         assert [run.error for run in journal.runs("a")] == ["SystemExit"]
         assert result.state == "REVOKED"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("stop", ["warm", "cold"])
     def test_is_settled_by_a_shutdown(self, stop: str, worker: StartWorker, load: LoadApp, journal: Journal) -> None:
         node = worker(APP, concurrency=2)
@@ -186,7 +185,7 @@ class TestACopyInTheSameWorker:
 class TestACopyInAnotherWorker:
     """The original's worker was out of sight for longer than the visibility timeout."""
 
-    @pytest.mark.parametrize("pool", ["prefork", "threads"])
+    @pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
     def test_waits_beside_its_workers_other_tasks_and_finds_the_work_done(
         self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal
     ) -> None:

@@ -60,25 +60,9 @@ def test_a_cold_shutdown_releases_the_lock_once_the_body_is_over(
     assert_nothing_left(databases.server, databases.locks)
 
 
-def test_a_task_that_a_cold_shutdown_put_back_runs_again_elsewhere(
-    worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
-) -> None:
-    node = worker(ENDINGS, may_log=MAY_LOG)
-    tasks = load(ENDINGS)
-    result = tasks.hold_late.delay("a")
-    journal.wait_for("start", key="a")
-    node.stop_cold()
-    worker(ENDINGS)
-    journal.wait_for("start", count=2, key="a")
-    journal.record("go", key="a")
-    assert result.get(timeout=20) == "a"
-    assert journal.overlaps() == []
-    assert_free_at_once(tasks, "a")
-    # A message that was delivered twice leaves its completion record behind, for a third delivery to find.
-    assert_nothing_left(databases.server, databases.locks, but=("}:c:",))
-
-
-@pytest.mark.parametrize("in_time", [True, False], ids=["in time", "too late"])
+@pytest.mark.parametrize(
+    "in_time", [pytest.param(True, id="in time"), pytest.param(False, id="too late", marks=pytest.mark.slow)]
+)
 def test_a_soft_shutdown_keeps_the_lock_while_it_waits_and_releases_it_in_the_end(
     in_time: bool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:

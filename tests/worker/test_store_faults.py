@@ -48,6 +48,11 @@ def through(between: Proxy, settings: Settings) -> Settings:
     return replace(settings, locks=between.url(settings.locks))
 
 
+def know_scripts(tasks: Any) -> None:
+    """Have the server load the scripts; else the first reply that is lost would only say that it does not know them."""
+    assert tasks.brief.delay("before").get(timeout=PATIENCE) == "before"
+
+
 class TestAStoreThatStopsForThreeSeconds:
     """Leases of one second run out meanwhile; nobody else may be let in, and nobody may be thrown out."""
 
@@ -233,12 +238,13 @@ class TestRepliesThatAreLost:
     ) -> None:  # fmt: skip
         worker(APP, through(between, settings), concurrency=1)
         tasks = load(APP)
+        know_scripts(tasks)
         fault = between.swallow_reply(lambda data: b":h:a\r\n" in data)
         assert tasks.brief.delay("a").get(timeout=PATIENCE) == "a"
         fault.wait()
         (run,) = journal.runs("a")
-        # It was granted once: the last fence of all is this one's.
-        assert _last_fences(store) == [run.fence]
+        # It was granted once: the last fence of its shard is this one's.
+        assert run.fence in _last_fences(store)
         assert_nothing_left(store, store.url)
 
     def test_an_acquire_that_is_never_answered_leaves_no_orphan(
@@ -247,10 +253,12 @@ class TestRepliesThatAreLost:
     ) -> None:  # fmt: skip
         node = worker(APP, through(between, settings), concurrency=1)
         tasks = load(APP)
+        know_scripts(tasks)
         faults = [between.swallow_reply(lambda data: b":h:a\r\n" in data) for _ in range(2)]
         result = tasks.brief.apply_async(("a",), lock={"ttl": 600.0})
         for fault in faults:
             fault.wait()
+            assert b"EVALSHA" in fault.request
         # Granted to an owner who never knew; it would keep the retry out for ten minutes.
         node.wait_for_log(rf"\[{result.id}\] will be retried")
         assert result.get(timeout=PATIENCE) == "a"
@@ -267,6 +275,7 @@ class TestRepliesThatAreLost:
     ) -> None:  # fmt: skip
         node = worker(APP, through(between, settings), concurrency=1)
         tasks = load(APP)
+        know_scripts(tasks)
         result = tasks.hold.apply_async(("a",), lock={"ttl": 600.0})
         journal.wait_for("start", key="a")
         fault = between.swallow_reply(lambda data: b":h:a\r\n" in data)
@@ -283,6 +292,7 @@ class TestRepliesThatAreLost:
     ) -> None:  # fmt: skip
         node = worker(APP, through(between, settings), concurrency=1)
         tasks = load(APP)
+        know_scripts(tasks)
         result = tasks.hold.apply_async(("a",), lock={"ttl": 600.0})
         journal.wait_for("start", key="a")
         faults = [between.swallow_request(lambda data: b":h:a\r\n" in data) for _ in range(2)]
@@ -299,6 +309,7 @@ class TestRepliesThatAreLost:
     ) -> None:  # fmt: skip
         worker(APP, through(between, settings), concurrency=1)
         tasks = load(APP)
+        know_scripts(tasks)
         result = tasks.work.delay("a")
         journal.wait_for("held", key="a")
         between.pause("client")

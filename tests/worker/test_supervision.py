@@ -64,10 +64,10 @@ def test_leases_are_renewed_on_pools_without_processes(
 
 
 def test_a_body_that_keeps_the_gil_keeps_its_key(worker: StartWorker, load: LoadApp, journal: Journal) -> None:
-    worker(ENDINGS, conf={"distlock_ttl": 1.0})
+    worker(ENDINGS, conf={"distlock_ttl": 0.6})
     tasks = load(ENDINGS)
-    result = tasks.keep_the_gil.delay("a", 3.0)
-    _excluded_until_its_end(tasks, journal, "a", but=2.5)
+    result = tasks.keep_the_gil.delay("a", 1.8)
+    _excluded_until_its_end(tasks, journal, "a", but=1.5)
     assert result.get(timeout=5) == "a"
     assert journal.entries("lost") == journal.entries("unsure") == []
 
@@ -75,10 +75,10 @@ def test_a_body_that_keeps_the_gil_keeps_its_key(worker: StartWorker, load: Load
 def test_a_task_with_a_request_class_of_its_own_keeps_its_lease_alive_in_its_executor(
     worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
-    worker(ENDINGS, conf={"distlock_ttl": 1.0})
+    worker(ENDINGS, conf={"distlock_ttl": 0.6})
     tasks = load(ENDINGS)
-    result = tasks.last_with_own_request.delay("a", 3.0)
-    _excluded_until_its_end(tasks, journal, "a", but=2.5)
+    result = tasks.last_with_own_request.delay("a", 1.8)
+    _excluded_until_its_end(tasks, journal, "a", but=1.5)
     assert result.get(timeout=5) == "OwnRequest"
     assert [entry["supervised"] for entry in journal.entries("own")] == [False]
     assert_nothing_left(databases.server, databases.locks)
@@ -87,7 +87,7 @@ def test_a_task_with_a_request_class_of_its_own_keeps_its_lease_alive_in_its_exe
 def test_two_hundred_leases_are_renewed_in_one_batch_per_interval(
     worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, private_redis: Callable[..., RedisServer]
 ) -> None:
-    count, ttl = 200, 6.0
+    count, ttl = 200, 4.5
     server = private_redis()
     alone = _with_store(settings, server.url)
     worker(f"{ENDINGS}_batches", alone, pool="threads", concurrency=count + 1, conf={"distlock_ttl": ttl})

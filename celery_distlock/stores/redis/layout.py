@@ -54,7 +54,7 @@ class Layout:
         self._bases = [b"%b%d}:" % (self._prefix, shard) for shard in range(SHARDS)]
         metas = [base + b"meta" for base in self._bases]
         self._packed_metas = [b"$%d\r\n%b\r\n" % (len(meta), meta) for meta in metas]
-        self._last = ("", b"")
+        self._last: tuple[str | None, bytes] = (None, b"")
         self._holders = re.compile(re.escape(self._prefix) + rb"(\d+)\}:h:(.*)", re.DOTALL)
 
     def packed(self, key: str) -> bytes:
