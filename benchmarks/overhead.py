@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import celery
 import psutil
@@ -28,7 +28,7 @@ import redis
 
 from benchmarks import tasks
 from tests.support.redis_server import RedisServer
-from tests.support.workers import Settings, Worker
+from tests.support.workers import Pool, Settings, Worker
 
 KINDS = ("bare", "locked", "locked_keyed", "locked_late", "bare_late")
 
@@ -45,7 +45,7 @@ def running(pool: str, concurrency: int) -> Iterator[tuple[Any, psutil.Process]]
             "benchmarks.tasks",
             replace(settings),
             Path(folder) / "worker.log",
-            pool=pool,  # type: ignore[arg-type]  # argparse checked it
+            pool=cast(Pool, pool),
             concurrency=concurrency,
             options=["--loglevel", "WARNING"],
             name="bench",
@@ -79,7 +79,7 @@ def batch(module: Any, process: psutil.Process, kind: str, count: int) -> tuple[
 
 def main() -> int:
     """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--pool", default="prefork", choices=["prefork", "threads", "solo"])

@@ -99,6 +99,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
     options: LockOptions = task._lock_checked_options_of(request)
     key = task._lock_key_of(request, args, kwargs)
     if key is None:
+        _started(task, request)
         return body(*args, **kwargs)
     outer = holding(key, task._lock_store) if frames() else None
     if outer is not None:
@@ -115,6 +116,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
             request.distlock_unlocked = True
+            _started(task, request)
             return body(*args, **kwargs)
         if options.on_store_error == "fail" or request.is_eager:
             raise
@@ -137,9 +139,22 @@ def _hold(
         if request.headers and header in request.headers:
             request.headers = {name: value for name, value in request.headers.items() if name != header}
     lock_acquired.send(sender=task, task_id=request.id, key=grant.lock.key, lock=grant.lock)
+    _started(task, request)
     result = body(*args, **kwargs)
     _still_ours(task, request.id, options, grant.lock)
     return result
+
+
+def _started(task: Any, request: Any) -> None:
+    """Do what the tracer does for ``track_started``, now that the task really starts."""
+    if task._lock_track_started and not request.is_eager and not _ignores_result(task, request):
+        meta = {"pid": os.getpid(), "hostname": request.hostname}
+        task.backend.store_result(request.id, meta, states.STARTED, request=request)
+
+
+def _ignores_result(task: Any, request: Any) -> bool:
+    # The class of the context has a default of its own, which says nothing of the task.
+    return bool(request.__dict__.get("ignore_result", task.ignore_result))
 
 
 def _still_ours(task: Any, task_id: str | None, options: LockOptions, lock: HeldLock) -> None:
@@ -247,7 +262,7 @@ def _redelivered(request: Any) -> bool:
 
 def _check_result(task: Any, request: Any) -> None:
     """Say so if the run that left the completion record did not live to store its result: nobody else will."""
-    if request.__dict__.get("ignore_result", task.ignore_result):
+    if _ignores_result(task, request):
         return
     try:
         state = task.backend.get_task_meta(request.id)["status"]

@@ -60,6 +60,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
     _lock_options: LockOptions = LockOptions()
     _lock_key: KeyFunction
     _lock_completion_ttl: float = _DEFAULT_VISIBILITY * _VISIBILITY_MARGIN
+    _lock_track_started: bool = False
     _lock_said: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -84,6 +85,10 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         transport = app.conf.broker_transport_options or {}
         visibility = float(transport.get("visibility_timeout") or _DEFAULT_VISIBILITY)
         cls._lock_completion_ttl = max(visibility, _DEFAULT_VISIBILITY) * _VISIBILITY_MARGIN
+        if cls.track_started:
+            # The tracer would store STARTED before the lock is asked for: over the result of a run that has ended,
+            # if the broker delivers its message again, and for tasks that are refused.
+            cls._lock_track_started, cls.track_started = True, False
         # Imported here: a publisher needs nothing of the worker's.
         from celery_distlock.worker.steps import supervise
 

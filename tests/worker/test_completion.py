@@ -29,7 +29,7 @@ COMPLETED = {
     "hold": states.SUCCESS,
     "fail": states.FAILURE,
     "retry_once": states.RETRY,
-    "ignore": states.PENDING,
+    "ignore": states.STARTED,
 }
 #: What does not, and must run again: to be put back, to be rejected, because it was killed in mid-body.
 UNFINISHED = {
@@ -63,7 +63,9 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServe
     folder = tmp_path_factory.mktemp("completion")
     databases = fresh_databases(redis_server)
     journal = Journal(folder / "journal.jsonl")
-    settings = Settings(databases.broker, databases.results, databases.locks, journal.path)
+    # With track_started, Celery's tracer stores STARTED for whatever is delivered.
+    conf = {"task_track_started": True}
+    settings = Settings(databases.broker, databases.results, databases.locks, journal.path, conf)
     tasks = load_app(APP, settings.env)
     broker = RedisBroker(tasks.app)
     names = [*COMPLETED, *UNFINISHED]
