@@ -69,6 +69,11 @@ class RedisBroker:
         """Wait until no message is waiting, running or unacknowledged."""
         eventually(self.is_idle, timeout, "a broker without messages")
 
+    def listening(self) -> list[str]:
+        """Return the connections that wait for a message."""
+        waiting = ("brpop", "blmpop", "bzmpop")
+        return [str(one["id"]) for one in self._client.client_list() if one["cmd"] in waiting]
+
     def drop_connections(self) -> None:
         """Cut the connections of everybody else to this database."""
         me, db = self._client.client_id(), self._client.get_connection_kwargs()["db"]
