@@ -1,9 +1,7 @@
-"""One attempt to run a task under its lock.
+"""One attempt to run a task under its lock, called by Celery's tracer, in a worker or eagerly.
 
-Two ways in
-    *Traced* – called by Celery's tracer, in a worker or eagerly. The lock is released by ``task_postrun``: after the
-    result was stored and the callbacks were published, and also for Retry, Ignore, Reject and SIGTERM.
-    *Direct* – called as a function. There is no tracer, so the lock is released when the call returns.
+The lock is released by ``task_postrun``: after the result was stored and the callbacks were published, and also for
+Retry, Ignore, Reject and SIGTERM. (A task that is called as a function: ``direct``.)
 
 ::
 
@@ -26,7 +24,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,32 +34,33 @@ from celery.app.task import Context
 from celery.exceptions import Ignore
 
 from celery_distlock import cells
-from celery_distlock.errors import LockContended, LockLost, LockTimeout, StoreUnavailable, describe
-from celery_distlock.held import SILENT, TAKEN, Frame, HeldLock, SelfKept, Trust, ask, frames, give_back, holding
+from celery_distlock.errors import LockContended, StoreUnavailable
+from celery_distlock.held import Frame, HeldLock, SelfKept, Trust, ask, frames, holding
 from celery_distlock.keepalive import keeper
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, new_owner
 from celery_distlock.options import LockOptions
-from celery_distlock.signals import lock_acquired, lock_lost, lock_released, lock_unsure
+from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
-from celery_distlock.task import event_loop
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
+from celery_distlock.task.grant import confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.redelivery import (
+    check_result,
+    completion_of,
+    has_copy,
+    ignores_result,
+    is_redelivered,
+    leaves_record,
+    settle_copy,
+)
 from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
 from celery_distlock.waiting import wait_for
 
-__all__ = ["Parked", "run_direct", "run_traced"]
+__all__ = ["run_traced"]
 
 log = logging.getLogger(__name__)
 
 #: How long a task waits in place for its predecessor (the release comes a moment after its successor is published).
 PREDECESSOR_PATIENCE = 1.0
-#: How often a copy looks whether the original is done where nobody can park it, in seconds.
-_COPY_PAUSE = 0.5
-
-_HOST = socket.gethostname()
-
-
-class Parked(Ignore):  # type: ignore[misc]  # Celery has no type hints
-    """Raised in the executor: the main process keeps the unacknowledged message and tries again later."""
 
 
 @dataclass
@@ -141,30 +139,15 @@ def _hold(
     lock_acquired.send(sender=task, task_id=request.id, key=grant.lock.key, lock=grant.lock)
     _started(task, request)
     result = body(*args, **kwargs)
-    _still_ours(task, request.id, options, grant.lock)
+    confirm(task, request.id, options, grant.lock)
     return result
 
 
 def _started(task: Any, request: Any) -> None:
     """Do what the tracer does for ``track_started``, now that the task really starts."""
-    if task._lock_track_started and not request.is_eager and not _ignores_result(task, request):
+    if task._lock_track_started and not request.is_eager and not ignores_result(task, request):
         meta = {"pid": os.getpid(), "hostname": request.hostname}
         task.backend.store_result(request.id, meta, states.STARTED, request=request)
-
-
-def _ignores_result(task: Any, request: Any) -> bool:
-    # The class of the context has a default of its own, which says nothing of the task.
-    return bool(request.__dict__.get("ignore_result", task.ignore_result))
-
-
-def _still_ours(task: Any, task_id: str | None, options: LockOptions, lock: HeldLock) -> None:
-    """Keep a result from being stored as a success when somebody else held the key at the same time."""
-    what = lock.confirm()
-    if what is None:
-        return
-    if (what is TAKEN and options.on_lost == "abort") or (what is SILENT and options.on_unsure == "abort"):
-        raise LockLost(lock.key, what)
-    log.warning("Task %s[%s] ended without being sure of its lock %r: %s", task.name, task_id, lock.key, what)
 
 
 def _acquire(
@@ -176,40 +159,31 @@ def _acquire(
         key,
         owner,
         options.ttl,
-        _limit(task, options, args, kwargs),
-        {
-            "task": task.name,
-            "id": run.id,
-            "retries": run.retries,
-            "attempt": run.attempt,
-            "depth": run.depth,
-            "host": _HOST,
-            "pid": os.getpid(),
-            "since": time.time(),
-        },
-        _completion(task, key, run) if task.acks_late and _redelivered(request) else None,
+        limit_of(task, options, args, kwargs),
+        record_of(task, run),
+        completion_of(task, key, run) if task.acks_late and is_redelivered(request) else None,
     )
     if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
         cell = None
     answer: Lease | Contended | Completed
-    if claim.limit > 1 and claim.completion is not None and _copies(run, store.holders(key)):
+    if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
         # With places left, the store would grant the copy of a running message one of its own.
         answer = Contended(key, tuple(store.holders(key)))
     else:
         answer = ask(store, claim)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
         answer = wait_for(store, claim, PREDECESSOR_PATIENCE, answer)
-    if isinstance(answer, Contended) and _redelivered(request) and _copies(run, answer.holders):
+    if isinstance(answer, Contended) and is_redelivered(request) and has_copy(run, answer.holders):
         if cell is not None:
             cell.refused()
-        answer = _copied(task, request, store, claim, run, answer)
+        answer = settle_copy(task, request, store, claim, run, answer)
     if isinstance(answer, Lease):
         return _granted(task, request, store, answer, cell, run)
     if cell is not None:
         cell.refused()
     if isinstance(answer, Completed):
         log.info("Task %s[%s]: this delivery has already done its work; not run again", task.name, run.id)
-        _check_result(task, request)
+        check_result(task, request)
         raise Ignore(f"already completed as {run.label}")
     return answer
 
@@ -230,78 +204,8 @@ def _granted(task: Any, request: Any, store: LockStore, lease: Lease, cell: cell
         cell.granted(lease)
         trust = cell
     else:
-        trust = kept = _self_kept(task, request.id, store, lease)
+        trust = kept = keep_alive(task, request.id, store, lease)
     return _Grant(store, lease, HeldLock(lease, store, trust), cell, kept, run)
-
-
-def _self_kept(task: Any, task_id: str | None, store: LockStore, lease: Lease) -> SelfKept:
-    def on_trouble(what: str) -> None:
-        log.warning("Task %s[%s]: lock %r: %s", task.name, task_id, lease.key, what)
-        signal = lock_lost if what is TAKEN else lock_unsure
-        signal.send(sender=task, task_id=task_id, key=lease.key, owner=lease.owner, fence=lease.fence)
-
-    return SelfKept(store, lease, on_trouble)
-
-
-def _limit(task: Any, options: LockOptions, args: Any, kwargs: Any) -> int:
-    if not callable(options.limit):
-        return options.limit
-    limit = options.limit(*args, **kwargs)
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise ValueError(f"task {task.name}: lock_limit returned {limit!r}; it must return an int >= 1")
-    return limit
-
-
-# -- redelivered copies ------------------------------------------------------------------------------------------
-
-
-def _redelivered(request: Any) -> bool:
-    # An id alone makes no copy: users publish one id twice on purpose.
-    return bool(request.delivery_info and request.delivery_info.get("redelivered"))
-
-
-def _check_result(task: Any, request: Any) -> None:
-    """Say so if the run that left the completion record did not live to store its result: nobody else will."""
-    if _ignores_result(task, request):
-        return
-    try:
-        state = task.backend.get_task_meta(request.id)["status"]
-    except Exception as error:
-        log.debug("Task %s[%s]: its result cannot be looked up: %r", task.name, request.id, error)
-        return
-    if state in (states.PENDING, states.STARTED):
-        log.warning(
-            "Task %s[%s]: its worker died after the work was done; the result is %s, and what stood behind it may not "
-            "have been published",
-            task.name,
-            request.id,
-            state,
-        )
-
-
-def _completion(task: Any, key: str, run: Run) -> Completion:
-    return Completion(key, run.label, task._lock_completion_ttl)
-
-
-def _copies(run: Run, holders: Any) -> bool:
-    return any(run.is_copy_of(holder) for holder in holders)
-
-
-def _copied(
-    task: Any, request: Any, store: LockStore, claim: Claim, run: Run, answer: Contended
-) -> Lease | Contended | Completed:
-    """Deal with a message that was delivered again while its first copy runs."""
-    if not task.acks_late:
-        log.info("Task %s[%s]: delivered again while it runs; this copy is dropped", task.name, run.id)
-        raise Ignore("a copy of a running task")
-    if (request.properties or {}).get("distlock"):
-        raise Parked(f"a copy of a running task; lock {claim.key!r} is held by {describe(answer.holder)}")
-    # Without our main process nobody can park it, and acknowledging it would delete the original's message.
-    got: Lease | Contended | Completed = answer
-    while isinstance(got, Contended) and _copies(run, got.holders):
-        time.sleep(_COPY_PAUSE)
-        got = ask(store, claim)
-    return got
 
 
 # -- refused -----------------------------------------------------------------------------------------------------
@@ -325,18 +229,8 @@ def _refused(
             task._lock_warn_once("wait is not available in this version; the task is retried instead")
         retry_later(task, options, run, answer.key, error, answer.holder)
     # Celery would run a Retry at once and recursively: wait in place instead.
-    lease = _wait_in_place(task, options, answer, run, args, kwargs)
+    lease = wait_in_place(task, options, answer, run, args, kwargs)
     return _granted(task, request, task._lock_store, lease, None, run)
-
-
-def _wait_in_place(task: Any, options: LockOptions, answer: Contended, run: Run, args: Any, kwargs: Any) -> Lease:
-    record = {"task": task.name, "id": run.id, "host": _HOST, "pid": os.getpid(), "since": time.time()}
-    claim = Claim(answer.key, new_owner(), options.ttl, _limit(task, options, args, kwargs), record)
-    started = time.monotonic()
-    got = wait_for(task._lock_store, claim, options.timeout, answer)
-    if isinstance(got, Lease):
-        return got
-    raise LockTimeout(answer.key, time.monotonic() - started, getattr(got, "holder", None))
 
 
 # -- the end -----------------------------------------------------------------------------------------------------
@@ -350,35 +244,17 @@ def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, 
     stack[:] = [frame for frame in stack if frame.subject is not request]
     grant: _Grant | None = getattr(request, "distlock_grant", None)
     if grant is not None:
-        _release(task, request, grant, _leaves_record(task, request, state, retval))
+        _release(task, request, grant, leaves_record(task, request, state, retval))
 
 
 # Tracers look at the receivers when they are built, so this is connected at import, and for good.
 signals.task_postrun.connect(_on_postrun, weak=False, dispatch_uid="celery_distlock.release")
 
 
-def _leaves_record(task: Any, request: Any, state: str | None, retval: Any) -> bool:
-    """Return whether this ending means that the message must not do its work again."""
-    if not task.acks_late or request.is_eager:
-        return False
-    if state == states.REJECTED or (state == states.FAILURE and not _acks_on_failure(task)):
-        # It goes back to its queue, or to where dead letters go, and what comes back from there is meant to run. Only
-        # the main process rejects it, and reports that: if it dies before it can, the next delivery has to.
-        return False
-    # None: killed on the way, the work is not known to be done.
-    return state is not None
-
-
-def _acks_on_failure(task: Any) -> bool:
-    # Celery before 5.6 has only the older name.
-    value = getattr(task, "acks_on_failure", None)
-    return bool(task.acks_on_failure_or_timeout if value is None else value)
-
-
 def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
     lock, lease = grant.lock, grant.lease
     lock.released = True
-    completion = _completion(task, lease.key, grant.run) if complete else None
+    completion = completion_of(task, lease.key, grant.run) if complete else None
     if grant.kept is not None:
         grant.kept.end()
     if grant.cell is not None:
@@ -405,79 +281,3 @@ def _release_later(grant: _Grant, completion: Completion | None) -> None:
         grant.cell.owed()
     else:
         keeper().give_back(grant.store, grant.lease, completion)
-
-
-# -- direct calls ------------------------------------------------------------------------------------------------
-
-
-def run_direct(task: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run ``body`` under the task's lock, for a caller that called the task as a function.
-
-    Raises:
-        LockContended: the policy is ``fail``.
-        LockTimeout: the policy is ``retry`` or ``wait``, and ``lock_timeout`` passed.
-        StoreUnavailable: the store could not be asked, and ``lock_on_store_error`` is not ``run``.
-        LockLost: the lock was found lost after the body returned.
-    """
-    options: LockOptions = task._lock_options
-    key = task._lock_key_of(None, args, kwargs)
-    if key is None:
-        return body(*args, **kwargs)
-    outer = holding(key, task._lock_store) if frames() else None
-    if outer is not None:
-        return _framed(Frame(task, outer, owns=False), body, args, kwargs)
-    if event_loop.is_here():
-        return event_loop.run_beside(task.name, lambda: run_direct(task, body, args, kwargs))
-    store: LockStore = task._lock_store
-    run = Run(None)
-    record = {"task": task.name, "host": _HOST, "pid": os.getpid(), "since": time.time()}
-    claim = Claim(key, new_owner(), options.ttl, _limit(task, options, args, kwargs), record)
-    try:
-        answer = ask(store, claim)
-        if isinstance(answer, Contended):
-            contention = Contention(key, answer.holder, 0, 0.0)
-            policy = decide(task, None, options, contention)
-            if policy == "skip":
-                return skip(task, None, options, contention)
-            if policy == "fail":
-                raise LockContended(key, answer.holder)
-            answer = _wait_in_place(task, options, answer, run, args, kwargs)
-    except StoreUnavailable as error:
-        if options.on_store_error != "run":
-            raise
-        log.warning("Task %s runs without its lock %r: %s", task.name, key, error)
-        return body(*args, **kwargs)
-    assert isinstance(answer, Lease)
-    kept = _self_kept(task, None, store, answer)
-    lock = HeldLock(answer, store, kept)
-    lock_acquired.send(sender=task, task_id=None, key=key, lock=lock)
-    try:
-        result = _framed(Frame(task, lock, owns=True), body, args, kwargs)
-        _still_ours(task, None, options, lock)
-        return result
-    finally:
-        _release_direct(task, store, answer, lock, kept)
-
-
-def _framed(frame: Frame, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    stack = frames()
-    stack.append(frame)
-    try:
-        return body(*args, **kwargs)
-    finally:
-        stack[:] = [other for other in stack if other is not frame]
-
-
-def _release_direct(task: Any, store: LockStore, lease: Lease, lock: HeldLock, kept: SelfKept) -> None:
-    lock.released = True
-    kept.end()
-    try:
-        store.release([lease])
-    except StoreUnavailable as error:
-        log.warning("Task %s: lock %r will be released later: %s", task.name, lease.key, error)
-        give_back(store, lease)
-    except BaseException:
-        give_back(store, lease)
-        raise
-    else:
-        lock_released.send(sender=task, task_id=None, key=lease.key, owner=lease.owner, fence=lease.fence)

@@ -21,7 +21,8 @@ from celery_distlock.keys import KeyFunction, KeySpec, compile_key
 from celery_distlock.options import LockOptions, call_options, check_wait, conf_options, merge, task_options
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.of_app import store_of
-from celery_distlock.task.attempt import run_direct, run_traced
+from celery_distlock.task.attempt import run_traced
+from celery_distlock.task.direct import run_direct
 from celery_distlock.task.run import OPTIONS_HEADER
 
 if TYPE_CHECKING:

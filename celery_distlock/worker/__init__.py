@@ -1,9 +1,9 @@
 """What supervises locked tasks from the worker's main process.
 
-``steps`` adds it to the worker, ``request`` is the task request it hooks into, ``warden`` keeps the table of what
-runs where, ``children`` knows when a child is dead, ``abort`` kills the right one, ``copies`` parks messages
-delivered twice, ``loop`` leads into the consumer's thread, ``reaping`` has the pool notice a death at once,
-``visibility`` keeps the broker from delivering them twice.
+``steps`` adds it to the worker, ``request`` is the task request it hooks into, ``warden`` keeps the table of what runs
+where, a row of which is ``supervised``; ``children`` knows when a child is dead, ``abort`` kills the right one,
+``unsure`` watches deadlines, ``copies`` parks messages delivered twice, ``visibility`` keeps the broker from delivering
+them twice, ``loop`` leads into the consumer's thread, and ``reaping`` has the pool notice a death at once.
 """
 
 from celery_distlock.worker.request import SupervisedRequest

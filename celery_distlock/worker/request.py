@@ -17,8 +17,9 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.worker.request import Request
 
 from celery_distlock.errors import LockLost
-from celery_distlock.task.attempt import Parked
-from celery_distlock.worker.warden import Supervised, Warden, run_of
+from celery_distlock.task.redelivery import Parked
+from celery_distlock.worker.supervised import Supervised
+from celery_distlock.worker.warden import Warden, run_of
 
 __all__ = ["SupervisedRequest"]
 

@@ -27,149 +27,31 @@ Failures
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 import time
 from typing import Any
 
 from celery.worker import state
 
 from celery_distlock import cells
-from celery_distlock.errors import LockLost
-from celery_distlock.held import SILENT, TAKEN
-from celery_distlock.keepalive import RENEWALS_PER_TTL, Keeper, Kept
-from celery_distlock.lease import Completion, Lease, Renewal, new_owner
-from celery_distlock.options import LockOptions
-from celery_distlock.signals import lock_lost, lock_unsure
+from celery_distlock.keepalive import Keeper
+from celery_distlock.lease import Completion, Lease, new_owner
 from celery_distlock.task import event_loop
 from celery_distlock.task.run import OPTIONS_HEADER, Run
-from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
 from celery_distlock.worker.loop import ConsumerThread
 from celery_distlock.worker.reaping import reap
+from celery_distlock.worker.supervised import Supervised
+from celery_distlock.worker.unsure import UnsureWatch
 from celery_distlock.worker.visibility import Visibility
 
-__all__ = ["Supervised", "Warden"]
+__all__ = ["Warden", "run_of"]
 
-log = logging.getLogger(__name__)
-
-#: ``lock_on_unsure="abort"`` acts when this part of the ttl is left.
-_UNSURE_MARGIN = 0.1
 #: Seconds after which a request that was handed to the pool on a connection since lost, and never began, is given up.
 _FORGOTTEN_AFTER = 3600.0
 #: Seconds to wait for an acknowledgement before the completion record is left to expire.
 _ACK_PATIENCE = 30.0
-
-
-class Supervised(Kept):
-    """One request in the warden's table."""
-
-    def __init__(
-        self, warden: Warden, request: Any, owner: str, cell: cells.Cell | None, run: Run, options: LockOptions
-    ) -> None:
-        self.warden = warden
-        self.request = request
-        self.cell = cell
-        self.run = run
-        self.label = run.label
-        self.options = options
-        self.store = request.task._lock_store
-        self.owner = owner
-        self.accepted = False
-        self.child: Child | None = None
-        self.aborted: LockLost | None = None
-        self.ended = False
-        #: Whether the run ended in a way that left a completion record; known once it has ended.
-        self.complete = False
-        self.admitted = time.monotonic()
-        self._state = cells.READY
-        self.look_at = time.monotonic() + options.ttl / RENEWALS_PER_TTL
-
-    @property
-    def begun(self) -> bool:
-        """Whether an executor has begun, as far as is known."""
-        return self.accepted or (self.cell is not None and self.cell.state >= cells.ASKING)
-
-    def token(self) -> list[Any]:
-        """Return what travels to the executor: the owner, and where its cell is."""
-        return [self.owner, self.warden.arena.id, None if self.cell is None else self.cell.index]
-
-    def lease(self) -> Lease | None:
-        """Return what the executor holds, as its cell says."""
-        if self.cell is None or self.ended:
-            return None
-        state = self.cell.state
-        if state >= cells.ASKING and self.child is None:
-            # The pool has not told, and after a reconnect it never will: the executor itself says who it is.
-            self.warden.begun(self, self.cell.pid)
-        if state != cells.GRANTED:
-            return None
-        view = self.cell.view()
-        if view is None or view.lease is None or view.lease.owner != self.owner:
-            return None
-        return view.lease
-
-    def on_look(self) -> None:
-        """See to a request of which the pool will never say that it has ended: a reconnect makes it forget."""
-        if self.cell is None or self.ended:
-            return
-        state, before = self.cell.state, self._state
-        self._state = state
-        # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
-        finished = state in (cells.OWED, cells.DONE) and before == state
-        if finished or (state == cells.READY and self.warden.forgotten(self)):
-            self.warden.end(self)
-
-    def ttl(self) -> float:
-        """Return the lease's ttl in seconds; before it is granted, the one that will be asked for."""
-        return self.options.ttl
-
-    def on_renewed(self, deadline: float) -> None:
-        """Tell the executor."""
-        if self.cell is not None and not self.ended:
-            self.cell.renewed(deadline)
-
-    def on_lost(self, answer: Renewal) -> None:
-        """Tell the executor, and kill it unless it only wants to be warned."""
-        lease = self.lease()
-        if lease is None or self.cell is None:
-            return
-        self.cell.lose()
-        self._tell(lock_lost, lease, TAKEN)
-        if self.options.on_lost == "abort":
-            self.abort(lease, TAKEN)
-
-    def on_unsure(self, lease: Lease, reason: Exception) -> None:
-        """Tell everybody but the executor, who sees its deadline pass."""
-        self._tell(lock_unsure, lease, f"{SILENT}: {reason}")
-
-    def on_reasserted(self, lease: Lease) -> None:
-        """Say that the store had lost its data, and that nobody else had come."""
-        log.warning("Task %s[%s]: lock %r was entered again: its store had lost its data", *self._who, lease.key)
-
-    def abort(self, lease: Lease, reason: str) -> None:
-        """Kill the child if it still executes this request; its result will be LockLost."""
-        if self.child is None or self.cell is None:
-            # Not a process of its own: its next check() raises, and so does the end of its body.
-            return
-        # Set first: the pool may report the death before this thread runs again.
-        self.aborted = LockLost(lease.key, reason)
-        if kill_if_running(self.child, self.cell, lease.owner):
-            log.error("Task %s[%s] aborted: lock %r: %s", *self._who, lease.key, reason)
-        else:
-            self.aborted = None
-
-    @property
-    def _who(self) -> tuple[str, str]:
-        return self.request.name, self.request.id
-
-    def _tell(self, signal: Any, lease: Lease, what: str) -> None:
-        log.warning("Task %s[%s]: lock %r: %s", *self._who, lease.key, what, extra={"key": lease.key})
-        signal.send(
-            sender=self.request.task, task_id=self.request.id, key=lease.key, owner=lease.owner, fence=lease.fence
-        )
 
 
 class Warden:
@@ -190,7 +72,7 @@ class Warden:
         # By owner, and the latest of each run.
         self._table: dict[str, Supervised] = {}
         self._by_label: dict[str, Supervised] = {}
-        self._unsure_watch: _UnsureWatch | None = None
+        self._unsure_watch: UnsureWatch | None = None
         self._pid = os.getpid()
         Warden.current = self
 
@@ -357,7 +239,7 @@ class Warden:
 
     def _watch_unsure(self, supervised: Supervised) -> None:
         if self._unsure_watch is None:
-            self._unsure_watch = _UnsureWatch()
+            self._unsure_watch = UnsureWatch()
         self._unsure_watch.add(supervised)
 
     def stop(self) -> None:
@@ -391,48 +273,3 @@ class _Headers:
 
     def __getattr__(self, name: str) -> Any:
         return self.headers.get(name)
-
-
-class _UnsureWatch:
-    """Aborts, before their deadline passes, the tasks that asked for it (``lock_on_unsure="abort"``).
-
-    A thread of its own: the keeper's may be waiting for the very store that is silent.
-    """
-
-    def __init__(self) -> None:
-        self._watched: dict[int, Supervised] = {}
-        self._changed = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="distlock-unsure", daemon=True)
-        self._thread.start()
-
-    def add(self, supervised: Supervised) -> None:
-        self._watched[id(supervised)] = supervised
-        self._changed.set()
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._changed.set()
-        # It waits for nothing but this.
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping:
-            watched = list(self._watched.values())
-            pause = min((one.options.ttl * _UNSURE_MARGIN / 2 for one in watched), default=None)
-            self._changed.wait(pause)
-            self._changed.clear()
-            for one in watched:
-                try:
-                    self._look(one)
-                except Exception:
-                    # This thread must go on for the others; this one's executor sees its deadline pass all the same.
-                    log.exception("Task %s[%s] could not be watched", one.request.name, one.request.id)
-
-    def _look(self, one: Supervised) -> None:
-        lease = one.lease()
-        late = lease is not None and lease.remaining < lease.ttl * _UNSURE_MARGIN
-        if one.ended or late:
-            self._watched.pop(id(one), None)
-        if lease is not None and late:
-            one.abort(lease, SILENT)

@@ -1,0 +1,82 @@
+"""What an attempt asks for, how it keeps what it got, and makes sure of it: for traced and direct calls alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+from celery_distlock.errors import LockLost, LockTimeout
+from celery_distlock.held import SILENT, TAKEN, HeldLock, SelfKept
+from celery_distlock.lease import Claim, Contended, Lease, new_owner
+from celery_distlock.options import LockOptions
+from celery_distlock.signals import lock_lost, lock_unsure
+from celery_distlock.stores.base import LockStore
+from celery_distlock.task.run import Run
+from celery_distlock.waiting import wait_for
+
+__all__ = ["confirm", "keep_alive", "limit_of", "record_of", "wait_in_place"]
+
+log = logging.getLogger(__name__)
+
+_HOST = socket.gethostname()
+
+
+def record_of(task: Any, run: Run) -> dict[str, Any]:
+    """Return what others may see of this run while it holds its key."""
+    record = {"task": task.name, "host": _HOST, "pid": os.getpid(), "since": time.time()}
+    if run.id is not None:
+        record.update(id=run.id, retries=run.retries, attempt=run.attempt, depth=run.depth)
+    return record
+
+
+def limit_of(task: Any, options: LockOptions, args: Any, kwargs: Any) -> int:
+    """Return how many may hold the key of this call.
+
+    Raises:
+        ValueError: the callable returned something else than a number of at least 1.
+    """
+    if not callable(options.limit):
+        return options.limit
+    limit = options.limit(*args, **kwargs)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"task {task.name}: lock_limit returned {limit!r}; it must return an int >= 1")
+    return limit
+
+
+def keep_alive(task: Any, task_id: str | None, store: LockStore, lease: Lease) -> SelfKept:
+    """Have this process renew the lease, since no main process does."""
+
+    def on_trouble(what: str) -> None:
+        log.warning("Task %s[%s]: lock %r: %s", task.name, task_id, lease.key, what)
+        signal = lock_lost if what is TAKEN else lock_unsure
+        signal.send(sender=task, task_id=task_id, key=lease.key, owner=lease.owner, fence=lease.fence)
+
+    return SelfKept(store, lease, on_trouble)
+
+
+def wait_in_place(task: Any, options: LockOptions, answer: Contended, run: Run, args: Any, kwargs: Any) -> Lease:
+    """Wait for the key where there is no message to publish again.
+
+    Raises:
+        LockTimeout: ``lock_timeout`` passed.
+        StoreUnavailable: the store could not be asked.
+    """
+    claim = Claim(answer.key, new_owner(), options.ttl, limit_of(task, options, args, kwargs), record_of(task, run))
+    started = time.monotonic()
+    got = wait_for(task._lock_store, claim, options.timeout, answer)
+    if isinstance(got, Lease):
+        return got
+    raise LockTimeout(answer.key, time.monotonic() - started, getattr(got, "holder", None))
+
+
+def confirm(task: Any, task_id: str | None, options: LockOptions, lock: HeldLock) -> None:
+    """Keep a result from being stored as a success when somebody else held the key at the same time."""
+    what = lock.confirm()
+    if what is None:
+        return
+    if (what is TAKEN and options.on_lost == "abort") or (what is SILENT and options.on_unsure == "abort"):
+        raise LockLost(lock.key, what)
+    log.warning("Task %s[%s] ended without being sure of its lock %r: %s", task.name, task_id, lock.key, what)

@@ -1,0 +1,137 @@
+"""One request in the warden's table: what its executor holds, and what to do about it.
+
+The executor's side is the request's cell (:mod:`celery_distlock.cells`); this is the main process's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery_distlock import cells
+from celery_distlock.errors import LockLost
+from celery_distlock.held import SILENT, TAKEN
+from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept
+from celery_distlock.lease import Lease, Renewal
+from celery_distlock.options import LockOptions
+from celery_distlock.signals import lock_lost, lock_unsure
+from celery_distlock.task.run import Run
+from celery_distlock.worker.abort import kill_if_running
+from celery_distlock.worker.children import Child
+
+if TYPE_CHECKING:
+    from celery_distlock.worker.warden import Warden
+
+__all__ = ["Supervised"]
+
+log = logging.getLogger(__name__)
+
+
+class Supervised(Kept):
+    """One request in the warden's table."""
+
+    def __init__(
+        self, warden: Warden, request: Any, owner: str, cell: cells.Cell | None, run: Run, options: LockOptions
+    ) -> None:
+        self.warden = warden
+        self.request = request
+        self.cell = cell
+        self.run = run
+        self.label = run.label
+        self.options = options
+        self.store = request.task._lock_store
+        self.owner = owner
+        self.accepted = False
+        self.child: Child | None = None
+        self.aborted: LockLost | None = None
+        self.ended = False
+        #: Whether the run ended in a way that left a completion record; known once it has ended.
+        self.complete = False
+        self.admitted = time.monotonic()
+        self._state = cells.READY
+        self.look_at = time.monotonic() + options.ttl / RENEWALS_PER_TTL
+
+    @property
+    def begun(self) -> bool:
+        """Whether an executor has begun, as far as is known."""
+        return self.accepted or (self.cell is not None and self.cell.state >= cells.ASKING)
+
+    def token(self) -> list[Any]:
+        """Return what travels to the executor: the owner, and where its cell is."""
+        return [self.owner, self.warden.arena.id, None if self.cell is None else self.cell.index]
+
+    def lease(self) -> Lease | None:
+        """Return what the executor holds, as its cell says."""
+        if self.cell is None or self.ended:
+            return None
+        state = self.cell.state
+        if state >= cells.ASKING and self.child is None:
+            # The pool has not told, and after a reconnect it never will: the executor itself says who it is.
+            self.warden.begun(self, self.cell.pid)
+        if state != cells.GRANTED:
+            return None
+        view = self.cell.view()
+        if view is None or view.lease is None or view.lease.owner != self.owner:
+            return None
+        return view.lease
+
+    def on_look(self) -> None:
+        """See to a request of which the pool will never say that it has ended: a reconnect makes it forget."""
+        if self.cell is None or self.ended:
+            return
+        state, before = self.cell.state, self._state
+        self._state = state
+        # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
+        finished = state in (cells.OWED, cells.DONE) and before == state
+        if finished or (state == cells.READY and self.warden.forgotten(self)):
+            self.warden.end(self)
+
+    def ttl(self) -> float:
+        """Return the lease's ttl in seconds; before it is granted, the one that will be asked for."""
+        return self.options.ttl
+
+    def on_renewed(self, deadline: float) -> None:
+        """Tell the executor."""
+        if self.cell is not None and not self.ended:
+            self.cell.renewed(deadline)
+
+    def on_lost(self, answer: Renewal) -> None:
+        """Tell the executor, and kill it unless it only wants to be warned."""
+        lease = self.lease()
+        if lease is None or self.cell is None:
+            return
+        self.cell.lose()
+        self._tell(lock_lost, lease, TAKEN)
+        if self.options.on_lost == "abort":
+            self.abort(lease, TAKEN)
+
+    def on_unsure(self, lease: Lease, reason: Exception) -> None:
+        """Tell everybody but the executor, who sees its deadline pass."""
+        self._tell(lock_unsure, lease, f"{SILENT}: {reason}")
+
+    def on_reasserted(self, lease: Lease) -> None:
+        """Say that the store had lost its data, and that nobody else had come."""
+        log.warning("Task %s[%s]: lock %r was entered again: its store had lost its data", *self._who, lease.key)
+
+    def abort(self, lease: Lease, reason: str) -> None:
+        """Kill the child if it still executes this request; its result will be LockLost."""
+        if self.child is None or self.cell is None:
+            # Not a process of its own: its next check() raises, and so does the end of its body.
+            return
+        # Set first: the pool may report the death before this thread runs again.
+        self.aborted = LockLost(lease.key, reason)
+        if kill_if_running(self.child, self.cell, lease.owner):
+            log.error("Task %s[%s] aborted: lock %r: %s", *self._who, lease.key, reason)
+        else:
+            self.aborted = None
+
+    @property
+    def _who(self) -> tuple[str, str]:
+        return self.request.name, self.request.id
+
+    def _tell(self, signal: Any, lease: Lease, what: str) -> None:
+        log.warning("Task %s[%s]: lock %r: %s", *self._who, lease.key, what, extra={"key": lease.key})
+        signal.send(
+            sender=self.request.task, task_id=self.request.id, key=lease.key, owner=lease.owner, fence=lease.fence
+        )
