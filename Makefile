@@ -29,7 +29,7 @@ format: $(VENV)/.dev ## rewrite the files as the linter and the formatter want t
 	@$(PY) -m ruff format .
 
 bench: $(VENV)/.dev servers ## what a lock costs a task
-	@$(PY) benchmarks/overhead.py
+	@$(PY) -m benchmarks.overhead
 
 servers: ## install the servers that the tests need and that are missing (Debian)
 	@tools/install-servers

@@ -13,7 +13,7 @@ import pytest
 from tests.support import process as processes
 from tests.support import rabbitmq_server
 from tests.support import redis_server as redis_servers
-from tests.support.apps import load_app
+from tests.support.apps import close_app, load_app
 from tests.support.journal import Journal
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq_server import RabbitMQServer
@@ -181,7 +181,7 @@ def load(request: pytest.FixtureRequest) -> Iterator[LoadApp]:
         def load(app_module: str, settings: Settings | None = None, *, conf: Mapping[str, Any] | None = None) -> Any:
             known = settings or request.getfixturevalue("settings")
             module = load_app(app_module, known.with_conf(conf).env)
-            stack.callback(module.app.close)
+            stack.callback(close_app, module.app)
             return module
 
         yield load

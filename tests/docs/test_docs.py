@@ -75,7 +75,7 @@ def test_the_first_task_of_the_readme_runs_in_a_worker_under_its_lock(
     with closing(open_store(settings.broker)) as store, hold(store, "order:7"):
         call = celery_command(tmp_path, "-A", "proj", "call", "proj.charge", "--args", "[7]")
         assert call.returncode == 0, call.stderr
-        alive.wait_for_log(r"Task proj\.charge\[\S+\] retry: .*LockContended\('order:7'")
+        alive.wait_for_log(r"Task proj\.charge\[\S+\] retry: .*LockContended\(\"lock 'order:7' is held by")
     alive.wait_for_log(r"Task proj\.charge\[\S+\] succeeded")
     assert "charging 7" in alive.log
 

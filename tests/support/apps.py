@@ -18,7 +18,9 @@ from typing import Any
 
 from celery import Celery
 
-__all__ = ["load_app", "make_app"]
+from celery_distlock.stores.of_app import forget_store
+
+__all__ = ["close_app", "load_app", "make_app"]
 
 
 class _App(Celery):
@@ -50,6 +52,18 @@ def make_app(name: str, **conf: Any) -> Celery:
     app.conf.update({setting: os.environ[var] for var, setting in settings.items() if os.environ.get(var)})
     app.conf.update(json.loads(os.environ.get("CELERY_TEST_CONF", "{}")))
     return app
+
+
+def close_app(app: Celery) -> None:
+    """Close all that the test's copy of an application has opened, rather than leave it to the garbage collector."""
+    app.close()
+    forget_store(app)
+    consumer = getattr(app.backend, "result_consumer", None)
+    if consumer is not None:
+        consumer.stop()
+    client = vars(app.backend).get("client")
+    if client is not None and hasattr(client, "connection_pool"):
+        client.connection_pool.disconnect()
 
 
 @contextmanager

@@ -52,13 +52,17 @@ class RedisBroker:
         with self._app.connection() as connection, connection.channel() as channel:
             channel.qos.restore_by_tag(tag)
 
-    def copy_waiting(self, target: str) -> None:
-        """Copy the message that waits in the queue to another one, marked as kombu marks what it restores."""
+    def copy_of_waiting(self) -> str:
+        """Return a copy of the message that waits in the queue, marked as kombu marks what it restores."""
         (waiting,) = self._client.lrange(self._queue, 0, -1)
         message = json.loads(waiting)
         message["headers"]["redelivered"] = True
         message["properties"]["delivery_info"]["redelivered"] = True
-        self._client.lpush(target, json.dumps(message))
+        return json.dumps(message)
+
+    def deliver(self, message: str) -> None:
+        """Put a message into the queue."""
+        self._client.lpush(self._queue, message)
 
     def is_idle(self) -> bool:
         """Return whether no message is waiting, running or unacknowledged."""

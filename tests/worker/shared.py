@@ -15,7 +15,7 @@ from typing import Any
 import redis
 
 from celery_distlock import Lock
-from tests.support.apps import load_app
+from tests.support.apps import close_app, load_app
 from tests.support.journal import Journal
 from tests.support.redis_server import RedisServer
 from tests.support.servers import fresh_databases
@@ -117,7 +117,7 @@ def shared_workers(
             each.end()
         # Results unsubscribe when they are collected; at the end of the interpreter they could not any more.
         gc.collect()
-        tasks.app.close()
+        close_app(tasks.app)
         broker.close()
     complaints = [record for each in workers for record in each.complaints()]
     assert not complaints, "\n".join(complaints)

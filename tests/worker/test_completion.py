@@ -11,7 +11,7 @@ import redis
 from celery import states
 from celery.result import AsyncResult
 
-from tests.support.apps import load_app
+from tests.support.apps import close_app, load_app
 from tests.support.journal import Journal
 from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases, fresh_databases
@@ -104,7 +104,7 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServe
     finally:
         for worker in filter(None, (first, survivor)):
             worker.end()
-        tasks.app.close()
+        close_app(tasks.app)
 
 
 def _key_of(record: str) -> str:

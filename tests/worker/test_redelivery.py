@@ -171,8 +171,11 @@ class TestACopyInTheSameWorker:
     ) -> None:
         tasks = load(APP)
         result = tasks.hold_early.delay("a")
-        RedisBroker(tasks.app).copy_waiting("second")
+        copy = RedisBroker(tasks.app).copy_of_waiting()
         node = worker(APP, concurrency=2, queues=["celery", "second"])
+        # A copy never comes before its original.
+        journal.wait_for("start", key="a")
+        RedisBroker(tasks.app, "second").deliver(copy)
         node.wait_for_log(r"this copy is dropped")
         RedisBroker(tasks.app).wait_until_idle()
         RedisBroker(tasks.app, "second").wait_until_idle()
@@ -273,7 +276,7 @@ class TestACopyInAnotherWorker:
     ) -> None:
         tasks = load(APP)
         result = tasks.hold_early.delay("a")
-        RedisBroker(tasks.app).copy_waiting("second")
+        RedisBroker(tasks.app, "second").deliver(RedisBroker(tasks.app).copy_of_waiting())
         worker(APP, concurrency=1)
         journal.wait_for("start", key="a")
         second = worker(APP, concurrency=1, queues=["second"])
