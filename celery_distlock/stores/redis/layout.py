@@ -6,18 +6,25 @@ key                                     type    content
 ``<prefix>:1:{<shard>}:h:<key>``        zset    holders: owner → expiry (server's time, µs)
 ``<prefix>:1:{<shard>}:r:<key>``        hash    owner → ``<fence> <limit> <JSON record>``;
                                                 ``<owner>:condemned`` → when it was first found expired by
-                                                somebody who wants its place (µs)
+                                                somebody who wants its place (µs);
+                                                ``<owner>:waiting`` → of one in ``w``, or offered a place:
+                                                ``<claim ttl> <not before> <limit> <listener> <JSON record>``
 ``<prefix>:1:{<shard>}:w:<key>``        zset    waiters: owner → ticket
-``<prefix>:1:{<shard>}:d:<key>``        zset    waiters: owner → when it is taken for gone (µs)
+``<prefix>:1:{<shard>}:d:<key>``        zset    waiters, and holders that were offered their place and have not
+                                                taken it: owner → when it is taken for gone (µs)
 ``<prefix>:1:{<shard>}:t:<key>``        zset    tombstones: owner (lost its place), ``<owner>:barred`` (was
                                                 released and must not come back) → since when (µs)
-``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last one given out; ``epoch``: the first
+``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last fence or ticket given out; ``epoch``: the
+                                                first
 ``<prefix>:1:{<shard>}:c:<n>:<key>…``   string  a completion record, ``…<key>:<run>``; n is the key's length
 ======================================  ======  ==============================================================
 
+Offers are published on ``<prefix>:1:offers:<listener>``, as ``<n> <owner><name of the holders' key>``; n is the
+owner's length.
+
 The shard is the only hash tag, so that a script's keys are in one slot of a cluster. Only the (at most 16) meta
 hashes have no expiry. The others vanish when they are empty; holders and records, for a late renewal to find, an
-hour after the last of them has expired; tombstones after an hour.
+hour after the last of them has expired; tombstones after an hour; waiters and offers with the last one's deadline.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ import re
 from zlib import crc32
 
 from celery_distlock.errors import LockConfigError
+from celery_distlock.lease import Completion
 
 __all__ = ["SHARDS", "Layout"]
 
@@ -76,6 +84,20 @@ class Layout:
         """Return the key of a completion record."""
         name = key.encode(*_CODEC)
         return b"%bc:%d:%b:%b" % (self._bases[crc32(name) % SHARDS], len(name), name, run.encode(*_CODEC))
+
+    def completion_of(self, done: Completion | None) -> bytes | None:
+        """Return the key of a completion record, if there is one to speak of."""
+        return None if done is None else self.completion(done.key, done.run)
+
+    def channel(self, listener: str) -> bytes:
+        """Return the name of the pub/sub channel of a listener."""
+        return self._prefix[:-1] + b"offers:" + listener.encode()
+
+    def hint(self, payload: bytes) -> tuple[str, str] | None:
+        """Return key and owner of what was published; None if it is nothing of ours."""
+        length, blank, rest = payload.partition(b" ")
+        key = self.key_of(rest[int(length) :]) if blank and length.isdigit() else None
+        return None if key is None else (key, rest[: int(length)].decode(*_CODEC))
 
     def pattern(self, prefix: str) -> bytes:
         """Return a ``SCAN`` pattern of the holders of keys that start with ``prefix``; it may match too much."""

@@ -3,10 +3,15 @@
 
 local fence = ARGV[3]
 
-local listed = is_listed(fence)
-if listed then
+local known = is_listed(fence)
+if known then
   redis.call('ZREM', holders, owner)
   redis.call('HDEL', records, owner, mark_of(owner))
+end
+if fence == '0' then
+  redis.call('ZREM', waiters, owner)
+  redis.call('ZREM', deadlines, owner)
+  redis.call('HDEL', records, told_by(owner))
 end
 -- Also for a lease that was lost meanwhile: the record says that the work was done, not who may do it.
 if KEYS[7] then
@@ -17,7 +22,11 @@ end
 if of_an_earlier_life(fence) then
   bury(barred(owner))
 end
-if listed then
+if redis.call('EXISTS', waiters, deadlines) > 0 then
+  purge()
+  settle(nil, known and string.match(known, '^%d+ 1 '))
+end
+if known then
   return 1
 end
 return redis.call('ZSCORE', tombs, owner) and -1 or 0

@@ -1,0 +1,28 @@
+-- ARGV: '', linger (ms), claim ttl (us), owners.
+-- Returns {look again after (us), a code for each owner}: 0 and more: so many wait before it. -1: not in the line.
+-- Below: has been offered a place, for (-2 - code) µs.
+
+local hold = tonumber(ARGV[3])
+
+-- Before anybody is taken for gone: when the server itself was stopped, all are overdue.
+local deadline, alive = digits(now + hold), {}
+for i = 4, #ARGV do
+  if redis.call('ZSCORE', waiters, ARGV[i]) then
+    alive[#alive + 1] = deadline
+    alive[#alive + 1] = ARGV[i]
+  end
+end
+if #alive > 0 then
+  -- Expiry first: a server out of memory refuses ZADD, unless the script has already written something.
+  redis.call('PEXPIRE', waiters, digits(math.ceil(hold / 1000) + 1000))
+  redis.call('PEXPIRE', deadlines, digits(math.ceil(hold / 1000) + 1000))
+  outlive(records, hold)
+  redis.call('ZADD', deadlines, unpack(alive))
+end
+purge()
+local _, again = settle()
+local answer = {look_again(again)}
+for i = 4, #ARGV do
+  answer[#answer + 1] = code_of(ARGV[i])
+end
+return answer
