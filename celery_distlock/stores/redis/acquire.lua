@@ -1,7 +1,18 @@
 -- ARGV: owner, linger (ms), ttl (us), limit, record. KEYS[7], if given: the completion record.
--- Returns the fence: granted. 1: completed. {wait (us), now, owner, expiry, record, '1' if it is an offer, ...}: contended; with a wait
--- above 0: ask again after it, a place may be had then.
+-- Returns the fence: granted. 1: completed. {wait (us), now, owner, expiry, record, '1' if it is an offer, ...}:
+-- contended; with a wait above 0: ask again after it, a place may be had then.
 
+-- include: grant
+if KEYS[7] and redis.call('EXISTS', KEYS[7]) == 1 then
+  return 1
+end
+
+if redis.call('EXISTS', holders, waiters, tombs) == 0 then
+  return grant()
+end
+
+-- include: queue
+-- include: held
 local NAMED = 10
 
 local function contended(wait)
@@ -19,14 +30,6 @@ local function contended(wait)
     answer[#answer + 1] = redis.call('ZSCORE', deadlines, owners[i]) and '1' or ''
   end
   return answer
-end
-
-if KEYS[7] and redis.call('EXISTS', KEYS[7]) == 1 then
-  return 1
-end
-
-if redis.call('EXISTS', holders, waiters, tombs) == 0 then
-  return grant()
 end
 
 purge()

@@ -5,6 +5,7 @@
 
 local hold, listener, ticket, only_offer = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9] == '1'
 
+-- include: grant
 if KEYS[7] and redis.call('EXISTS', KEYS[7]) == 1 then
   return 1
 end
@@ -12,6 +13,9 @@ if ticket == '' and not only_offer and redis.call('EXISTS', holders, waiters, to
   return grant()
 end
 
+-- include: queue
+-- include: held
+-- include: look
 purge()
 if not only_offer then
   local fence = held()

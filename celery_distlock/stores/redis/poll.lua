@@ -2,6 +2,8 @@
 -- Returns {look again after (us), a code for each owner}: 0 and more: so many wait before it. -1: not in the line.
 -- Below: has been offered a place, for (-2 - code) µs.
 
+-- include: queue
+-- include: look
 local hold = tonumber(ARGV[3])
 
 -- Before anybody is taken for gone: when the server itself was stopped, all are overdue.

@@ -20,6 +20,11 @@ local function mark_of(holder)
   return holder .. ':condemned'
 end
 
+-- The field of a waiter: '<claim ttl> <not before> <limit> <listener> <record>', times in µs.
+local function told_by(who)
+  return who .. ':waiting'
+end
+
 -- In the tombstones: an owner as it is has lost its place to another, an owner with this suffix must not come back.
 local function barred(who)
   return who .. ':barred'
@@ -55,4 +60,17 @@ local function of_an_earlier_life(fence)
   local life = redis.call('HMGET', meta, 'epoch', 'fence')
   local number = tonumber(fence)
   return not life[1] or number < tonumber(life[1]) or number > tonumber(life[2] or 0)
+end
+
+-- The next number of the shard, for a fence or a ticket: one counter, above all that were given out before the data
+-- were lost.
+local function next_number()
+  local life = redis.call('HMGET', meta, 'fence', 'epoch')
+  local number = digits(math.max(tonumber(life[1] or 0) + 1, now))
+  if life[2] then
+    redis.call('HSET', meta, 'fence', number)
+  else
+    redis.call('HSET', meta, 'fence', number, 'epoch', number)
+  end
+  return number
 end

@@ -22,11 +22,12 @@ end
 if of_an_earlier_life(fence) then
   bury(barred(owner))
 end
-if redis.call('EXISTS', waiters, deadlines) > 0 then
-  purge()
-  settle(nil, known and string.match(known, '^%d+ 1 '))
+local answer = known and 1 or redis.call('ZSCORE', tombs, owner) and -1 or 0
+if redis.call('EXISTS', waiters, deadlines) == 0 then
+  return answer
 end
-if known then
-  return 1
-end
-return redis.call('ZSCORE', tombs, owner) and -1 or 0
+
+-- include: queue
+purge()
+settle(nil, known and string.match(known, '^%d+ 1 '))
+return answer

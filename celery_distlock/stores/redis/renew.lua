@@ -17,6 +17,7 @@ if fence == '0' or redis.call('ZSCORE', tombs, barred(owner)) or not of_an_earli
   return GONE
 end
 
+-- include: queue
 local limit = tonumber(ARGV[5])
 -- Waiters that are back sooner than the holder wait on; only one that was offered a place has taken it.
 purge()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 
@@ -31,18 +32,24 @@ def command(*arguments: bytes) -> bytes:
     return b"*%d\r\n%b" % (len(arguments), b"".join(map(bulk, arguments)))
 
 
+_INCLUDE = re.compile(rb"^-- include: (\w+)$", re.MULTILINE)
+
+
+def _source(name: str) -> bytes:
+    return files(__package__).joinpath(f"{name}.lua").read_bytes()
+
+
 class Script:
-    """One script: the common prelude, other common parts, and a file of its own.
+    """One script: the common prelude and a file of its own, in which ``-- include: name`` stands for another file.
 
     Arguments:
         name: of the ``.lua`` file.
-        parts: names of the files between the prelude and that one.
     """
 
-    def __init__(self, name: str, *parts: str) -> None:
-        folder = files(__package__)
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.body = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in ("prelude", *parts, name))
+        own = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
+        self.body = _source("prelude") + b"\n" + own
         self._sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
         self.load = command(b"SCRIPT", b"LOAD", self.body)
         self._heads: dict[tuple[int, int], bytes] = {}
@@ -66,11 +73,11 @@ class Script:
         return head
 
 
-ACQUIRE = Script("acquire", "queue", "grant")
-RENEW = Script("renew", "queue")
-RELEASE = Script("release", "queue")
-ENQUEUE = Script("enqueue", "queue", "grant", "look")
-POLL = Script("poll", "queue", "look")
-CONFIRM = Script("confirm", "queue", "grant")
-WITHDRAW = Script("withdraw", "queue")
+ACQUIRE = Script("acquire")
+RENEW = Script("renew")
+RELEASE = Script("release")
+ENQUEUE = Script("enqueue")
+POLL = Script("poll")
+CONFIRM = Script("confirm")
+WITHDRAW = Script("withdraw")
 HOLDERS = Script("holders")

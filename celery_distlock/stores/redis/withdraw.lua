@@ -1,5 +1,6 @@
 -- ARGV: '', linger (ms), owners. Leases are not touched. Returns how many were in the line, or had been offered a place.
 
+-- include: queue
 local gone, proven = 0, false
 for i = 3, #ARGV do
   local who = ARGV[i]
