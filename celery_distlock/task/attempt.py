@@ -46,7 +46,7 @@ from celery_distlock.stores.base import LockStore
 from celery_distlock.task import event_loop
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
 from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
-from celery_distlock.waiting import wait_for
+from celery_distlock.waiting import poll_for, wait_for
 
 __all__ = ["Parked", "run_direct", "run_traced"]
 
@@ -167,7 +167,7 @@ def _acquire(
     else:
         answer = ask(store, claim)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
-        answer = wait_for(store, claim, PREDECESSOR_PATIENCE, answer)
+        answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer)
     if isinstance(answer, Contended) and _copies(run, answer.holders):
         answer = _copied(task, request, store, claim, run, answer)
     if isinstance(answer, Lease):
