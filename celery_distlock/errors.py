@@ -57,6 +57,10 @@ def describe(holder: Mapping[str, Any] | None) -> str:
 class DistLockError(Exception):
     """Base of every error raised by this library."""
 
+    def __repr__(self) -> str:
+        # Celery logs the repr of what a task is retried for: the sentence says more than the arguments.
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class LockContended(DistLockError):
     """The key is held by somebody else.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import socket
@@ -44,22 +45,26 @@ R = TypeVar("R")
 
 _stores: dict[tuple[str, str], LockStore] = {}
 
+#: How to tell a function whose call only makes something that runs its body later.
+_RUNS_LATER = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
-def _store(app: Any, url: str | None, store: LockStore | None, prefix: str) -> LockStore:
+
+def _opener(app: Any, url: str | None, store: LockStore | None, prefix: str) -> Callable[[], LockStore]:
     given = [name for name, value in (("app", app), ("url", url), ("store", store)) if value is not None]
     if len(given) != 1:
         raise LockConfigError(
             f"give exactly one of app, url and store, to say where the lock lives; got {given or 'none'}"
         )
-    if store is not None:
-        return store
     if app is not None:
-        return store_of(app)
-    assert url is not None
-    # One set of connections per address and process, however many locks there are.
-    if (url, prefix) not in _stores:
-        _stores[url, prefix] = open_store(url, prefix=prefix)
-    return _stores[url, prefix]
+        # Asked when it is needed: an app is often configured after the modules that use it were imported.
+        return lambda: store_of(app)
+    if store is None:
+        assert url is not None
+        # One set of connections per address and process, however many locks there are.
+        if (url, prefix) not in _stores:
+            _stores[url, prefix] = open_store(url, prefix=prefix)
+        store = _stores[url, prefix]
+    return lambda: store
 
 
 def _seconds(option: str, value: Any, least: float, strict: bool = False) -> float:
@@ -112,11 +117,13 @@ class Lock:
         self.limit = limit
         self.identifier = identifier
         self.timeout = None if timeout is None else _seconds("timeout", timeout, 0.0)
-        self._store = _store(app, url, store, prefix)
+        self._open = _opener(app, url, store, prefix)
         self._pid = os.getpid()
         self._mutex = threading.Lock()
         self._held: HeldLock | None = None
         self._kept: SelfKept | None = None
+        #: The frames of the thread that acquired, which need not be the one that releases.
+        self._stack: list[Frame] = []
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Get the lock.
@@ -149,7 +156,8 @@ class Lock:
             if isinstance(answer, Lease):
                 self._kept = SelfKept(self._store, answer, self._on_trouble)
                 self._held = HeldLock(answer, self._store, self._kept)
-                frames().append(Frame(self, self._held, owns=True))
+                self._stack = frames()
+                self._stack.append(Frame(self, self._held, owns=True))
                 return None
         finally:
             if self._held is None:
@@ -180,8 +188,9 @@ class Lock:
             raise LockLost(self.key, "it is not held by this object")
         kept.end()
         held.released = True
-        stack = frames()
-        stack[:] = [frame for frame in stack if frame.lock is not held]
+        for frame in [frame for frame in self._stack if frame.subject is self and frame.lock is held]:
+            # Not by assigning a new list: the thread that acquired may be appending to it.
+            self._stack.remove(frame)
         lease = replace(held.lease, deadline=kept.deadline)
         self._held = self._kept = None
         try:
@@ -221,18 +230,25 @@ class Lock:
         return self._held is not None and self._held.held
 
     @property
+    def _store(self) -> LockStore:
+        return self._open()
+
+    @property
     def owner(self) -> str | None:
         """The random token of the present hold; None while not held."""
+        self._after_fork()
         return self._held.owner if self._held else None
 
     @property
     def fence(self) -> int | None:
         """The number of the present grant; None while not held."""
+        self._after_fork()
         return self._held.fence if self._held else None
 
     @property
     def remaining(self) -> float:
         """Seconds for which the hold can be relied upon without another word from the store."""
+        self._after_fork()
         return self._held.remaining if self._held else 0.0
 
     def check(self) -> None:
@@ -278,6 +294,7 @@ class Lock:
             self._pid = os.getpid()
             self._mutex = threading.Lock()
             self._held = self._kept = None
+            self._stack = []
 
     def _on_trouble(self, what: str) -> None:
         log.warning("lock %r: %s", self.key, what, extra={"key": self.key})
@@ -327,8 +344,10 @@ def locked(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         name = f"{function.__module__}.{function.__qualname__}"
+        if any(check(function) for check in _RUNS_LATER):
+            raise LockConfigError(f"{name}: its body runs after the call has returned, so nothing would be locked")
         make_key = compile_key(name, key, function, option="key")
-        # Made at definition so that a wrong argument is an error there; the store is opened lazily.
+        # Made at definition so that a wrong argument is an error there; nothing is connected, and no app is asked.
         options: dict[str, Any] = {"url": url, "app": app, "store": store, "ttl": ttl, "limit": limit}
         Lock("probe", **options, identifier=identifier, prefix=prefix, timeout=timeout)
 

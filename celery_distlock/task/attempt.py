@@ -76,6 +76,13 @@ class _Grant:
     run: Run
 
 
+@dataclass
+class _Skipped:
+    """What a task returns that was not run."""
+
+    result: Any
+
+
 def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Run ``body`` under the task's lock, for the tracer.
 
@@ -95,8 +102,11 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         request.distlock_frame = True
         return body(*args, **kwargs)
     run = Run.of(request, request.headers)
+    grant: _Grant | _Skipped | Contended
     try:
         grant = _acquire(task, request, options, key, run, args, kwargs)
+        if isinstance(grant, Contended):
+            grant = _refused(task, request, options, run, grant, args, kwargs)
     except StoreUnavailable as error:
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
@@ -105,8 +115,8 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
             raise
         log.warning("Task %s[%s] will be retried: %s", task.name, run.id, error)
         retry_later(task, options, run, key, error)
-    if isinstance(grant, Contended):
-        return _refused(task, request, options, run, grant, body, args, kwargs)
+    if isinstance(grant, _Skipped):
+        return grant.result
     return _hold(task, request, options, grant, body, args, kwargs)
 
 
@@ -254,33 +264,25 @@ def _copied(
 
 
 def _refused(
-    task: Any,
-    request: Any,
-    options: LockOptions,
-    run: Run,
-    answer: Contended,
-    body: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-) -> Any:
+    task: Any, request: Any, options: LockOptions, run: Run, answer: Contended, args: Any, kwargs: Any
+) -> _Grant | _Skipped:
     since = (request.headers or {}).get(SINCE_HEADER)
     contention = Contention(
         answer.key, answer.holder, run.attempt, 0.0 if since is None else max(0.0, time.time() - since)
     )
-    policy = decide(task, options, contention)
+    policy = decide(task, request.id, options, contention)
     error = LockContended(answer.key, answer.holder)
     if policy == "skip":
-        return skip(task, request, options, contention)
+        return _Skipped(skip(task, request, options, contention))
     if policy == "fail":
         raise error
-    if request.is_eager:
-        # Celery would run a Retry at once and recursively: wait in place instead.
-        lease = _wait_in_place(task, options, answer, run, args, kwargs)
-        grant = _granted(task, request, task._lock_store, lease, None, run)
-        return _hold(task, request, options, grant, body, args, kwargs)
-    if policy == "wait":
-        task._lock_warn_once("wait is not available in this version; the task is retried instead")
-    return retry_later(task, options, run, answer.key, error, answer.holder)
+    if not request.is_eager:
+        if policy == "wait":
+            task._lock_warn_once("wait is not available in this version; the task is retried instead")
+        retry_later(task, options, run, answer.key, error, answer.holder)
+    # Celery would run a Retry at once and recursively: wait in place instead.
+    lease = _wait_in_place(task, options, answer, run, args, kwargs)
+    return _granted(task, request, task._lock_store, lease, None, run)
 
 
 def _wait_in_place(task: Any, options: LockOptions, answer: Contended, run: Run, args: Any, kwargs: Any) -> Lease:
@@ -382,7 +384,7 @@ def run_direct(task: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> A
         answer = ask(store, claim)
         if isinstance(answer, Contended):
             contention = Contention(key, answer.holder, 0, 0.0)
-            policy = decide(task, options, contention)
+            policy = decide(task, None, options, contention)
             if policy == "skip":
                 return skip(task, None, options, contention)
             if policy == "fail":

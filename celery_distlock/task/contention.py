@@ -54,8 +54,11 @@ class Contention:
     waited: float
 
 
-def decide(task: Any, options: LockOptions, contention: Contention) -> str:
+def decide(task: Any, task_id: str | None, options: LockOptions, contention: Contention) -> str:
     """Return the policy for this contention and tell everybody about it.
+
+    Arguments:
+        task_id: None for a direct call.
 
     Raises:
         LockConfigError: the callable returned something else than a policy.
@@ -67,9 +70,7 @@ def decide(task: Any, options: LockOptions, contention: Contention) -> str:
             raise LockConfigError(
                 f"task {task.name}: lock_on_contention returned {policy!r}; allowed: {', '.join(CONTENTION_POLICIES)}"
             )
-    lock_contended.send(
-        sender=task, task_id=task.request.id, key=contention.key, holder=contention.holder, policy=policy
-    )
+    lock_contended.send(sender=task, task_id=task_id, key=contention.key, holder=contention.holder, policy=policy)
     return policy
 
 

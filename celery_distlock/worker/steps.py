@@ -53,6 +53,10 @@ class WardenStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
             # Prefork: what is called in this thread from now on would hold up every task.
             event_loop.here()
 
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Called at every connection to the broker."""
+        self.warden.reaping.register(hub)
+
 
 class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type hints
     """Tells the warden of every new connection to the broker."""

@@ -44,6 +44,7 @@ from celery_distlock.task.run import Run
 from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
+from celery_distlock.worker.reaping import Reaping
 from celery_distlock.worker.visibility import Visibility
 
 __all__ = ["Supervised", "Warden"]
@@ -145,6 +146,7 @@ class Warden:
         self.keeper = Keeper("distlock-warden")
         self.visibility = Visibility()
         self.copies = Copies()
+        self.reaping = Reaping(worker)
         self.generation = 0
         self._children = Children(self.keeper, self._child_died)
         # By owner, and the latest of each run.
@@ -236,6 +238,7 @@ class Warden:
         for supervised in list(self._table.values()):
             if supervised.child is child:
                 self.end(supervised)
+        self.reaping.child_died()
 
     @staticmethod
     def _completion(supervised: Supervised, view: cells.View | None) -> Completion | None:
@@ -253,7 +256,8 @@ class Warden:
 
         def no_copies() -> bool:
             return bool(
-                request.acknowledged
+                # The message's word, not the request's: that one also says yes when the broker could not be told.
+                request.message.acknowledged
                 and request.generation == self.generation
                 and not request.delivery_info.get("redelivered")
                 and not exposed
