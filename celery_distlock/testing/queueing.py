@@ -43,6 +43,9 @@ class _Store(LockStore, Queueing):
 
 Place = Ticket | Offer
 
+#: Seconds for which a hint is waited for.
+HINT_PATIENCE = 5.0
+
 
 def ticket(answer: Lease | Ticket | Contended | Completed | Offer | None) -> Ticket:
     """Assert that the answer is a place in the line, and return it."""
@@ -76,7 +79,7 @@ class Hints:
 
     def wait(self, predicate: Callable[[], bool], what: str) -> None:
         with self._change:
-            assert self._change.wait_for(predicate, 5.0), f"{what}; heard: {self.heard}"
+            assert self._change.wait_for(predicate, HINT_PATIENCE), f"{what}; heard: {self.heard}"
 
     def wait_for(self, key: str, owner: str) -> None:
         self.wait(lambda: (key, owner) in self.heard, f"no hint for {owner} on {key!r}")
@@ -447,6 +450,7 @@ class QueueingContract(StoreContract):
         first, second = self.join(store), self.join(store)
         store.release([lease])
         store.withdraw([first.claim])
+        contended(store.acquire(claim("k")))
         assert offer(store.poll([second])[0])
         store.withdraw([second.claim])
         assert store.holders() == []

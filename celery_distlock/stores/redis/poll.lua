@@ -7,9 +7,10 @@
 local hold = tonumber(ARGV[3])
 
 -- Before anybody is taken for gone: when the server itself was stopped, all are overdue.
-local deadline, alive = digits(now + hold), {}
+local deadline, alive, ranks = digits(now + hold), {}, {}
 for i = 4, #ARGV do
-  if redis.call('ZSCORE', waiters, ARGV[i]) then
+  ranks[i] = redis.call('ZRANK', waiters, ARGV[i])
+  if ranks[i] then
     alive[#alive + 1] = deadline
     alive[#alive + 1] = ARGV[i]
   end
@@ -21,10 +22,11 @@ if #alive > 0 then
   outlive(records, hold)
   redis.call('ZADD', deadlines, unpack(alive))
 end
-purge()
-local _, again = settle()
+local gone = purge()
+local made, again = settle()
+local moved = gone + made > 0
 local answer = {look_again(again)}
 for i = 4, #ARGV do
-  answer[#answer + 1] = code_of(ARGV[i])
+  answer[#answer + 1] = not moved and ranks[i] or code_of(ARGV[i])
 end
 return answer

@@ -36,7 +36,7 @@ from celery_distlock.stores.redis.scripts import CONFIRM, ENQUEUE, POLL, WITHDRA
 __all__ = ["RedisQueueing"]
 
 #: How many waiters one script looks at, so that others get a word in between.
-_MANY = 250
+_MANY = 100
 
 
 class RedisQueueing(Queueing):
