@@ -1,9 +1,9 @@
--- ARGV: owner, linger (ms), ttl (us), limit, record. KEYS[7], if given: the completion record.
+-- ARGV: owner, linger (ms), ttl (us), limit, record. KEYS[8], if given: the completion record.
 -- Returns the fence: granted. 1: completed. {wait (us), now, owner, expiry, record, '1' if it is an offer, ...}:
 -- contended; with a wait above 0: ask again after it, a place may be had then.
 
 -- include: grant
-if KEYS[7] and redis.call('EXISTS', KEYS[7]) == 1 then
+if KEYS[8] and redis.call('EXISTS', KEYS[8]) == 1 then
   return 1
 end
 

@@ -1,14 +1,15 @@
--- ARGV: owner, linger (ms), ttl (us), limit, record. KEYS[7], if given: the completion record.
+-- ARGV: owner, linger (ms), ttl (us), limit, record. KEYS[8], if given: the completion record.
 -- Returns the fence: granted. 1: completed. 0: there is no offer.
 
 -- include: queue
 -- include: grant
 -- include: held
-if KEYS[7] and redis.call('EXISTS', KEYS[7]) == 1 then
+if KEYS[8] and redis.call('EXISTS', KEYS[8]) == 1 then
   if redis.call('ZREM', deadlines, owner) == 1 then
     redis.call('ZREM', waiters, owner)
     redis.call('ZREM', holders, owner)
-    redis.call('HDEL', records, owner, told_by(owner))
+    redis.call('HDEL', records, owner)
+    redis.call('HDEL', wishes, owner)
   end
   purge()
   settle()

@@ -1,12 +1,12 @@
 -- ARGV: owner, linger (ms), ttl (us), limit, record, claim ttl (us), listener, ticket ('': none), '1' to be offered a
--- place instead of granted one. KEYS[7], if given: the completion record.
+-- place instead of granted one. KEYS[8], if given: the completion record.
 -- Returns the fence: granted. 1: completed. 0: can never be granted. {number, code, look again after (us)}: in the
 -- line; the code is as in poll.lua.
 
 local hold, listener, ticket, only_offer = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9] == '1'
 
 -- include: grant
-if KEYS[7] and redis.call('EXISTS', KEYS[7]) == 1 then
+if KEYS[8] and redis.call('EXISTS', KEYS[8]) == 1 then
   return 1
 end
 if ticket == '' and not only_offer and redis.call('EXISTS', holders, waiters, tombs) == 0 then
@@ -47,12 +47,12 @@ if not redis.call('ZSCORE', holders, owner) then
       end
     end
     redis.call('ZADD', waiters, number, owner)
-    redis.call('HSET', records, told_by(owner), table.concat({ARGV[6], digits(earliest), ARGV[4], listener, record}, ' '))
+    redis.call('HSET', wishes, owner, table.concat({ARGV[6], digits(earliest), ARGV[4], listener, record}, ' '))
   end
   redis.call('ZADD', deadlines, digits(now + hold), owner)
   outlive(waiters, hold)
   outlive(deadlines, hold)
-  outlive(records, hold)
+  outlive(wishes, hold)
   local _
   _, again = settle(owner)
 end

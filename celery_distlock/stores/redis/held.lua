@@ -5,7 +5,7 @@ local function held()
     return false
   end
   local known = redis.call('HGET', records, owner)
-  redis.call('HDEL', records, mark_of(owner), told_by(owner))
+  redis.call('HDEL', records, mark_of(owner))
   local offered = redis.call('ZREM', deadlines, owner) == 1
   if not known then
     return grant()

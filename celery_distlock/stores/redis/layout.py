@@ -6,14 +6,14 @@ key                                     type    content
 ``<prefix>:1:{<shard>}:h:<key>``        zset    holders: owner → expiry (server's time, µs)
 ``<prefix>:1:{<shard>}:r:<key>``        hash    owner → ``<fence> <limit> <JSON record>``;
                                                 ``<owner>:condemned`` → when it was first found expired by
-                                                somebody who wants its place (µs);
-                                                ``<owner>:waiting`` → of one in ``w``, or offered a place:
-                                                ``<claim ttl> <not before> <limit> <listener> <JSON record>``
+                                                somebody who wants its place (µs)
 ``<prefix>:1:{<shard>}:w:<key>``        zset    waiters: owner → ticket
 ``<prefix>:1:{<shard>}:d:<key>``        zset    waiters, and holders that were offered their place and have not
                                                 taken it: owner → when it is taken for gone (µs)
 ``<prefix>:1:{<shard>}:t:<key>``        zset    tombstones: owner (lost its place), ``<owner>:barred`` (was
                                                 released and must not come back) → since when (µs)
+``<prefix>:1:{<shard>}:q:<key>``        hash    waiters: owner → ``<claim ttl> <not before> <limit> <listener> <JSON
+                                                record>``, times in µs
 ``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last fence or ticket given out; ``epoch``: the
                                                 first
 ``<prefix>:1:{<shard>}:c:<n>:<key>…``   string  a completion record, ``…<key>:<run>``; n is the key's length
@@ -39,7 +39,7 @@ __all__ = ["SHARDS", "Layout"]
 
 SHARDS = 16
 _VERSION = b"1"
-_KINDS = (b"h", b"r", b"w", b"d", b"t")
+_KINDS = (b"h", b"r", b"w", b"d", b"t", b"q")
 
 #: Keys are text; one that is not valid UTF-8 (lone surrogates) must still be a key.
 _CODEC = ("utf-8", "surrogatepass")
@@ -65,18 +65,18 @@ class Layout:
         self._holders = re.compile(re.escape(self._prefix) + rb"(\d+)\}:h:(.*)", re.DOTALL)
 
     def packed(self, key: str) -> bytes:
-        """Return the six keys of a lock, in the scripts' order, as RESP bulk strings."""
+        """Return the seven keys of a lock, in the scripts' order, as RESP bulk strings."""
         name = key.encode(*_CODEC)
         shard = crc32(name) % SHARDS
         base = self._bases[shard]
         head = b"$%d\r\n%b" % (len(base) + 2 + len(name), base)
-        return b"%bh:%b\r\n%br:%b\r\n%bw:%b\r\n%bd:%b\r\n%bt:%b\r\n%b" % (
+        return b"%bh:%b\r\n%br:%b\r\n%bw:%b\r\n%bd:%b\r\n%bt:%b\r\n%bq:%b\r\n%b" % (
             *(head, name) * len(_KINDS),
             self._packed_metas[shard],
         )
 
     def of_kind(self, kind: str, key: str) -> bytes:
-        """Return one of the keys of a lock: ``"h"``, ``"r"``, ``"w"``, ``"d"`` or ``"t"``."""
+        """Return one of the keys of a lock: ``"h"``, ``"r"``, ``"w"``, ``"d"``, ``"t"`` or ``"q"``."""
         name = key.encode(*_CODEC)
         return b"%b%b:%b" % (self._bases[crc32(name) % SHARDS], kind.encode(), name)
 

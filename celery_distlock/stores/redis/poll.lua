@@ -17,9 +17,9 @@ for i = 4, #ARGV do
 end
 if #alive > 0 then
   -- Expiry first: a server out of memory refuses ZADD, unless the script has already written something.
-  redis.call('PEXPIRE', waiters, digits(math.ceil(hold / 1000) + 1000))
-  redis.call('PEXPIRE', deadlines, digits(math.ceil(hold / 1000) + 1000))
-  outlive(records, hold)
+  outlive(waiters, hold)
+  outlive(wishes, hold)
+  outlive(deadlines, hold)
   redis.call('ZADD', deadlines, unpack(alive))
 end
 local gone = purge()

@@ -5,7 +5,7 @@
 -- so whatever is stored or returned goes through digits().
 
 local holders, records, waiters = KEYS[1], KEYS[2], KEYS[3]
-local deadlines, tombs, meta = KEYS[4], KEYS[5], KEYS[6]
+local deadlines, tombs, wishes, meta = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local owner, linger = ARGV[1], tonumber(ARGV[2])
 
 local clock = redis.call('TIME')
@@ -18,11 +18,6 @@ end
 -- The field that says since when an expired holder has been asked to speak up.
 local function mark_of(holder)
   return holder .. ':condemned'
-end
-
--- The field of a waiter: '<claim ttl> <not before> <limit> <listener> <record>', times in µs.
-local function told_by(who)
-  return who .. ':waiting'
 end
 
 -- In the tombstones: an owner as it is has lost its place to another, an owner with this suffix must not come back.

@@ -10,9 +10,9 @@ local GRACE = 100000
 local CLAIM_TTL = 2000000
 local MANY = 1000
 
--- Nobody who still waits refreshes a key that is about to expire.
+-- Let a key exist for at least as long as this.
 local function outlive(key, microseconds)
-  local least = math.ceil(microseconds / 1000) + 1000
+  local least = math.ceil(microseconds / 1000) + 500
   if redis.call('PTTL', key) < least then
     redis.call('PEXPIRE', key, digits(least))
   end
@@ -26,14 +26,11 @@ local function purge()
     if #overdue == 0 then
       return gone
     end
-    local fields = {}
-    for i, who in ipairs(overdue) do
-      fields[2 * i - 1], fields[2 * i] = who, told_by(who)
-    end
     redis.call('ZREM', deadlines, unpack(overdue))
     redis.call('ZREM', waiters, unpack(overdue))
     redis.call('ZREM', holders, unpack(overdue))
-    redis.call('HDEL', records, unpack(fields))
+    redis.call('HDEL', records, unpack(overdue))
+    redis.call('HDEL', wishes, unpack(overdue))
     gone = gone + #overdue
   end
 end
@@ -84,7 +81,7 @@ local function settle(quiet, proven)
     if not first then
       return made, 0
     end
-    local told = redis.call('HGET', records, told_by(first)) or ''
+    local told = redis.call('HGET', wishes, first) or ''
     local hold, earliest, limit, listener, record = string.match(told, '^(%d+) (%d+) (%d+) (%S*) (.*)$')
     earliest, limit = tonumber(earliest or 0), tonumber(limit or 1)
     if earliest > now and not proven then
@@ -99,12 +96,14 @@ local function settle(quiet, proven)
     end
     hold = tonumber(hold or CLAIM_TTL)
     redis.call('ZREM', waiters, first)
+    redis.call('HDEL', wishes, first)
     redis.call('ZADD', holders, digits(now + hold), first)
     redis.call('HSET', records, first, next_number() .. ' ' .. digits(limit) .. ' ' .. (record or '{}'))
     redis.call('ZADD', deadlines, digits(now + hold), first)
     outlive(holders, hold)
     outlive(records, hold)
-    outlive(deadlines, hold)
+    -- Never without the deadline: that is what tells an offer from a lease.
+    outlive(deadlines, 1000 * redis.call('PTTL', holders))
     if (listener or '') ~= '' and first ~= quiet then
       -- pcall: a user who may not publish gets no hints; that must not make a release fail.
       local channel = string.match(meta, '^[^{]*') .. 'offers:' .. listener

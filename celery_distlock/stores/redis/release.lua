@@ -1,4 +1,4 @@
--- ARGV: owner, linger (ms), fence, ttl of the completion record (ms). KEYS[7], if given: the completion record.
+-- ARGV: owner, linger (ms), fence, ttl of the completion record (ms). KEYS[8], if given: the completion record.
 -- Returns 1: released. 0: was not listed. -1: its place had been given away.
 
 local fence = ARGV[3]
@@ -11,11 +11,11 @@ end
 if fence == '0' then
   redis.call('ZREM', waiters, owner)
   redis.call('ZREM', deadlines, owner)
-  redis.call('HDEL', records, told_by(owner))
+  redis.call('HDEL', wishes, owner)
 end
 -- Also for a lease that was lost meanwhile: the record says that the work was done, not who may do it.
-if KEYS[7] then
-  redis.call('SET', KEYS[7], '1', 'PX', ARGV[4])
+if KEYS[8] then
+  redis.call('SET', KEYS[8], '1', 'PX', ARGV[4])
 end
 -- An acquire of unknown outcome (fence 0, below every epoch) may still be under way, and a renewal under way would
 -- re-assert a lease of an earlier life: neither may bring back what is released here.

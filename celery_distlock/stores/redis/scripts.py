@@ -60,9 +60,9 @@ class Script:
         Arguments:
             packed: the lock's keys, from :meth:`Layout.packed`.
             arguments: the script's ``ARGV``.
-            extra: the seventh key, or None.
+            extra: the eighth key, or None.
         """
-        counts = 6 if extra is None else 7, len(arguments)
+        counts = 7 if extra is None else 8, len(arguments)
         head = self._heads.get(counts) or self._head(*counts)
         rest = b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
         return head + packed + rest if extra is None else head + packed + bulk(extra) + rest

@@ -10,7 +10,8 @@ for i = 3, #ARGV do
     if redis.call('ZREM', holders, who) == 1 then
       proven = proven or string.match(redis.call('HGET', records, who) or '', '^%d+ 1 ')
     end
-    redis.call('HDEL', records, who, told_by(who))
+    redis.call('HDEL', records, who)
+    redis.call('HDEL', wishes, who)
   end
 end
 if redis.call('EXISTS', waiters, deadlines) > 0 then
