@@ -33,6 +33,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 from celery_distlock.errors import StoreUnavailable
@@ -62,6 +63,7 @@ class _Waiter:
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.place: Ticket | Offer | None = None
+        #: Monotonic time from which a poll may tell something new; all are polled every now and then anyway.
         self.look_at = math.inf
         #: Set when there is something to do: an offer to confirm, or a failure to raise.
         self.event = threading.Event()
@@ -81,10 +83,16 @@ class _Line:
         assert isinstance(store, Queueing)
         self.store: LockStore = store
         self.queue: Queueing = store
-        self._waiters: dict[tuple[str, str], _Waiter] = {}
+        # Weakly: an exception raised by a signal can strike where nothing can be done about it. A place that nobody
+        # waits for any more must not be kept.
+        self._waiters: weakref.WeakValueDictionary[tuple[str, str], _Waiter] = weakref.WeakValueDictionary()
         self._leaving: list[_Waiter] = []
         self._wake = threading.Event()
         self._gap = False
+        #: When all are polled next.
+        self._tick = 0.0
+        #: When the line is closed, if nobody comes.
+        self._closes_at = math.inf
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._silent_since: float | None = None
@@ -117,24 +125,26 @@ class _Line:
                 return answer
             waiter.asking = False
             self._placed(waiter, answer)
-            if waiter.look_at < time.monotonic() + self._interval:
+            if waiter.look_at < self._tick:
                 self._wake.set()
+            # From here on until it is returned, a lease counts as an open question.
             got = self._wait(waiter, end)
+            if got is not None:
+                return got
         except BaseException:
-            self._forget(waiter)
             if waiter.asking:
                 give_back(self.store, Lease.unknown(waiter.claim.key, waiter.claim.owner, waiter.claim.ttl))
             else:
                 self._leave(waiter)
             raise
-        self._forget(waiter)
-        if got is None:
-            self._leave(waiter)
-            waiter.gone.wait(_FAREWELL)
-            if self._failure is not None:
-                # "Taken" would be a guess.
-                raise self._failure
-        return got
+        finally:
+            self._waiters.pop((waiter.claim.key, waiter.claim.owner), None)
+        self._leave(waiter)
+        waiter.gone.wait(_FAREWELL)
+        if self._failure is not None:
+            # "Taken" would be a guess.
+            raise self._failure
+        return None
 
     def _wait(self, waiter: _Waiter, end: float) -> Lease | Completed | None:
         while True:
@@ -155,9 +165,6 @@ class _Line:
             waiter.asking = False
             waiter.look_at = 0.0
             self._wake.set()
-
-    def _forget(self, waiter: _Waiter) -> None:
-        self._waiters.pop((waiter.claim.key, waiter.claim.owner), None)
 
     def _leave(self, waiter: _Waiter) -> None:
         self._leaving.append(waiter)
@@ -180,24 +187,22 @@ class _Line:
 
     def _placed(self, waiter: _Waiter, place: Ticket | Offer) -> None:
         waiter.place = place
-        waiter.look_at = time.monotonic() + self._interval
-        if isinstance(place, Ticket):
-            waiter.look_at = min(waiter.look_at, place.look_at)
+        waiter.look_at = place.look_at if isinstance(place, Ticket) else math.inf
 
     def _run(self) -> None:
-        idle_since = math.inf
         while True:
             try:
                 self._wake.wait(self._pause())
                 self._wake.clear()
                 self._say_farewell()
                 self._poll()
+                now = time.monotonic()
                 if self._waiters or self._leaving:
-                    idle_since = math.inf
-                else:
-                    idle_since = min(idle_since, time.monotonic())
-                    if time.monotonic() - idle_since >= _IDLE and self._closed():
-                        return
+                    self._closes_at = math.inf
+                elif self._closes_at == math.inf:
+                    self._closes_at = now + _IDLE
+                elif now >= self._closes_at and self._closed():
+                    return
             except Exception:
                 log.exception("the line for %s: unexpected error; the thread goes on", self.store.name)
                 time.sleep(_RETRY_PAUSE)
@@ -205,8 +210,10 @@ class _Line:
     def _pause(self) -> float:
         if self._silent_since is not None:
             return _RETRY_PAUSE
-        due = min((waiter.look_at for waiter in list(self._waiters.values()) if waiter.place), default=math.inf)
-        return min(_IDLE, max(0.0, due - time.monotonic()))
+        waiters = list(self._waiters.values())
+        if not waiters:
+            return max(0.0, min(_IDLE, self._closes_at - time.monotonic()))
+        return max(0.0, min(self._tick, *(waiter.look_at for waiter in waiters)) - time.monotonic())
 
     def _closed(self) -> bool:
         with _lock:
@@ -234,10 +241,13 @@ class _Line:
             log.debug("%d places in the line are left to expire: %s", len(claims), error)
 
     def _poll(self) -> None:
+        now = time.monotonic()
         gap, self._gap = self._gap, False
-        # Whoever is due soon comes along: one round trip for all.
-        horizon = math.inf if gap or self._silent_since else time.monotonic() + self._interval / 4
-        due = [waiter for waiter in list(self._waiters.values()) if waiter.place and waiter.look_at <= horizon]
+        everybody = gap or now >= self._tick or self._silent_since is not None
+        if everybody:
+            self._tick = now + self._interval
+        waiters = list(self._waiters.values())
+        due = [waiter for waiter in waiters if waiter.place is not None and (everybody or waiter.look_at <= now)]
         places = [waiter.place for waiter in due if waiter.place is not None]
         if not places:
             if not self._waiters:
