@@ -72,7 +72,7 @@ class _Waiter:
         self.failure: StoreUnavailable | None = None
         #: Set once the store said that this owner cannot be granted the key any more.
         self.refused = False
-        #: Whether the store is being asked, so that an interruption leaves the outcome unknown.
+        #: Whether the store was asked for the key and has not said no: it may have been granted.
         self.asking = False
 
 
@@ -127,15 +127,11 @@ class _Line:
             self._placed(waiter, answer)
             if waiter.look_at < self._tick:
                 self._wake.set()
-            # From here on until it is returned, a lease counts as an open question.
             got = self._wait(waiter, end)
             if got is not None:
                 return got
         except BaseException:
-            if waiter.asking:
-                give_back(self.store, Lease.unknown(waiter.claim.key, waiter.claim.owner, waiter.claim.ttl))
-            else:
-                self._leave(waiter)
+            self._leave(waiter)
             raise
         finally:
             self._waiters.pop((waiter.claim.key, waiter.claim.owner), None)
@@ -162,13 +158,18 @@ class _Line:
             except StoreUnavailable as error:
                 # It may have been confirmed: the next poll that is answered will say that there is something to take.
                 log.debug("lock %r: an offer could not be confirmed: %s", waiter.claim.key, error)
-            waiter.asking = False
+            else:
+                waiter.asking = False
             waiter.look_at = 0.0
             self._wake.set()
 
     def _leave(self, waiter: _Waiter) -> None:
-        self._leaving.append(waiter)
-        self._wake.set()
+        if waiter.asking:
+            give_back(self.store, Lease.unknown(waiter.claim.key, waiter.claim.owner, waiter.claim.ttl))
+            waiter.gone.set()
+        else:
+            self._leaving.append(waiter)
+            self._wake.set()
 
     def _on_offer(self, key: str, owner: str) -> None:
         waiter = self._waiters.get((key, owner))
@@ -211,9 +212,9 @@ class _Line:
         if self._silent_since is not None:
             return _RETRY_PAUSE
         waiters = list(self._waiters.values())
-        if not waiters:
-            return max(0.0, min(_IDLE, self._closes_at - time.monotonic()))
-        return max(0.0, min(self._tick, *(waiter.look_at for waiter in waiters)) - time.monotonic())
+        due = min(self._tick, *(waiter.look_at for waiter in waiters)) if waiters else self._closes_at
+        # Nobody tells when the last waiter has gone.
+        return max(0.0, min(_IDLE, due - time.monotonic()))
 
     def _closed(self) -> bool:
         with _lock:

@@ -390,8 +390,9 @@ class MemoryStore(LockStore, Queueing):
                 return lease
             if table.refuses(claim) or claim.key in table.queues or not table.make_room(claim, now):
                 return Contended(claim.key, tuple(table.describe(claim.key, now)))
-            table.enter(_Held(claim.key, claim.owner, next(_fences), now + claim.ttl, dict(claim.record)))
-            return cast(Lease, self._held(table, claim, now, sent))
+            fence = next(_fences)
+            table.enter(_Held(claim.key, claim.owner, fence, now + claim.ttl, dict(claim.record)))
+            return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
 
     @staticmethod
     def _held(table: _Table, claim: Claim, now: float, sent: float) -> Lease | None:

@@ -22,8 +22,9 @@ import redis
 
 from celery_distlock import Lock, line
 from celery_distlock.errors import LockTimeout, StoreUnavailable
+from celery_distlock.lease import Claim, Lease, new_owner
 from celery_distlock.stores import open_store
-from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.base import LockStore, Queueing
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.stores.redis.layout import Layout
 from tests.support.process import Process
@@ -217,6 +218,79 @@ def test_a_newcomer_that_does_not_wait_gets_nothing_while_others_wait(store: Loc
         waiter.end()
 
 
+# What wakes a waiter. With a claim ttl of a minute, a place is polled every twenty seconds only.
+
+
+def test_a_release_wakes_the_waiter_at_once(store: LockStore) -> None:
+    store.claim_ttl = 60.0  # type: ignore[attr-defined]
+    for _ in range(5):
+        holder = Lock("k", store=store)
+        holder.acquire()
+        waiter = Waiting(Lock("k", store=store))
+        eventually(lambda: places(store) == 1, 5, "one in the line")
+        released = time.monotonic()
+        holder.release()
+        assert waiter.got_it(5.0)
+        assert waiter.since - released < 0.2
+        waiter.end()
+
+
+def test_a_waiter_asks_when_hints_may_have_been_lost(private_redis: StartServer) -> None:
+    server = private_redis()
+    with server.client() as client, contextlib.closing(open_store(server.url)) as store:
+        store.claim_ttl = 60.0  # type: ignore[attr-defined]
+        holder = Lock("k", store=store)
+        holder.acquire()
+        waiter = Waiting(Lock("k", store=store))
+        eventually(lambda: places(store) == 1, 5, "one in the line")
+        # The listener is deaf when the hint is given.
+        client.execute_command("ACL", "SETUSER", "default", "resetchannels")
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        holder.release()
+        assert not waiter.answered.wait(0.3)
+        client.execute_command("ACL", "SETUSER", "default", "allchannels")
+        assert waiter.got_it(3.0)
+        waiter.end()
+
+
+def test_a_waiter_asks_when_the_holders_lease_ends(store: LockStore) -> None:
+    store.claim_ttl = 60.0  # type: ignore[attr-defined]
+    dead = store.acquire(Claim("k", new_owner(), 0.5))
+    assert isinstance(dead, Lease)
+    waiter = Waiting(Lock("k", store=store))
+    assert waiter.got_it(5.0)
+    assert 0.0 <= waiter.since - dead.deadline < 0.4
+    waiter.end()
+
+
+def test_a_waiter_that_a_late_poll_has_entered_again_is_taken_out(
+    store: LockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store, Queueing)
+    poll = store.poll
+    polling, go_on = threading.Event(), threading.Event()
+
+    def late(places: Any, **options: Any) -> Any:
+        polling.set()
+        go_on.wait(5)
+        return poll(places, **options)
+
+    holder = Lock("k", store=store)
+    holder.acquire()
+    waiter = Waiting(Lock("k", store=store))
+    eventually(lambda: places(store) == 1, 5, "one in the line")
+    monkeypatch.setattr(store, "poll", late)
+    assert polling.wait(5)
+    # While the poll is under way, the waiter has its turn, and is done.
+    holder.release()
+    assert waiter.got_it()
+    waiter.end()
+    go_on.set()
+    began = time.monotonic()
+    assert Lock("k", store=store).acquire(timeout=5.0)
+    assert time.monotonic() - began < 0.5, "a place was kept for somebody who does not wait"
+
+
 # Time-outs.
 
 
@@ -243,7 +317,7 @@ def test_a_time_out_names_who_holds_the_lock_now(store: LockStore) -> None:
     first.acquire()
     second = Waiting(Lock("k", store=store, identifier="second"))
     eventually(lambda: places(store) == 1, 5, "one in the line")
-    third = threading.Thread(target=lambda: (time.sleep(0.05), first.release()))
+    third = threading.Timer(0.05, first.release)
     third.start()
     with pytest.raises(LockTimeout) as caught, Lock("k", store=store, timeout=0.2):
         pass
@@ -325,6 +399,34 @@ def test_waiters_interrupted_at_any_moment_leave_nothing_that_lasts(redis_url: s
             if lock.held:
                 lock.release()
         eventually(lambda: store.holders("k") == [], 2, "the end of what interrupted waiters had got")
+
+
+@pytest.mark.parametrize("question", ["enqueue", "confirm"])
+def test_what_was_granted_without_an_answer_is_given_back(
+    store: LockStore, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    assert isinstance(store, Queueing)
+    holder = Lock("k", store=store)
+    holder.acquire()
+    ask = getattr(store, question)
+    asked = []
+
+    def without_answer(*args: Any, **options: Any) -> None:
+        if question == "enqueue":
+            holder.release()
+        asked.append(ask(*args, **options))
+        raise StoreUnavailable(store.name, "the answer was lost")
+
+    monkeypatch.setattr(store, question, without_answer)
+    waiter = Waiting(Lock("k", store=store), timeout=0.5)
+    if question == "confirm":
+        eventually(lambda: places(store) == 1, 5, "one in the line")
+        holder.release()
+    assert waiter.got_it() is False
+    assert asked
+    monkeypatch.undo()
+    assert Lock("k", store=store).acquire(timeout=1.0), "granted to somebody who does not know it"
+    waiter.end()
 
 
 # Deaths.
