@@ -320,6 +320,14 @@ class QueueingContract(StoreContract):
         assert self.confirmed(store, place).owner == alive.owner
         assert self.owners(store, "k") == [alive.owner]
 
+    def test_an_offer_that_has_ended_cannot_be_confirmed(self, store: _Store) -> None:
+        old = self.hold(store)
+        late = self.join(store)
+        store.release([old])
+        self.let_them_fall_silent()
+        assert store.confirm([late.claim]) == [None]
+        assert store.holders() == []
+
     def test_polling_does_not_extend_an_offer(self, store: _Store) -> None:
         old = self.hold(store)
         first, second = self.join(store), self.join(store)

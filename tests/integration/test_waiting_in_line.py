@@ -268,12 +268,14 @@ def test_a_waiter_that_a_late_poll_has_entered_again_is_taken_out(
 ) -> None:
     assert isinstance(store, Queueing)
     poll = store.poll
-    polling, go_on = threading.Event(), threading.Event()
+    polling, go_on, polled = threading.Event(), threading.Event(), threading.Event()
 
     def late(places: Any, **options: Any) -> Any:
         polling.set()
         go_on.wait(5)
-        return poll(places, **options)
+        answers = poll(places, **options)
+        polled.set()
+        return answers
 
     holder = Lock("k", store=store)
     holder.acquire()
@@ -286,6 +288,7 @@ def test_a_waiter_that_a_late_poll_has_entered_again_is_taken_out(
     assert waiter.got_it()
     waiter.end()
     go_on.set()
+    assert polled.wait(5)
     began = time.monotonic()
     assert Lock("k", store=store).acquire(timeout=5.0)
     assert time.monotonic() - began < 0.5, "a place was kept for somebody who does not wait"
@@ -381,6 +384,22 @@ def test_a_waiter_that_is_interrupted_leaves_the_line(store: LockStore) -> None:
     began = time.monotonic()
     assert Lock("k", store=store).acquire(timeout=1.0)
     assert time.monotonic() - began < 0.5
+
+
+def test_no_place_is_kept_for_a_waiter_that_vanished(store: LockStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An exception that strikes between two lines, where no handler is.
+    def vanish(self: Any, waiter: Any, end: float) -> None:
+        self._placed(waiter, self.queue.enqueue(waiter.claim))
+        raise Interrupted
+
+    monkeypatch.setattr(line._Line, "wait", vanish)
+    holder = Lock("k", store=store)
+    holder.acquire()
+    with contextlib.suppress(Interrupted):
+        Lock("k", store=store).acquire()
+    monkeypatch.undo()
+    eventually(lambda: places(store) == 0, 2, "its end")
+    holder.release()
 
 
 def test_waiters_interrupted_at_any_moment_leave_nothing_that_lasts(redis_url: str) -> None:

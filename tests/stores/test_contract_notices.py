@@ -86,6 +86,7 @@ MISTAKES: list[tuple[type, str]] = [
     (queues.ForgetsNobody, "test_a_silent_waiter_loses_its_place"),
     (queues.ForgetsNobody, "test_an_unanswered_offer_passes_on_to_the_next"),
     (queues.ForgetsNobody, "test_a_dead_waiter_in_front_costs_the_claim_ttl_at_most"),
+    (queues.ForgetsNobody, "test_an_offer_that_has_ended_cannot_be_confirmed"),
     (queues.ForgetsNobody, "test_silent_waiters_are_in_nobodys_way"),
     (queues.ForgetsNobody, "test_an_offer_ends_at_its_deadline_and_no_later"),
     (queues.ForgetsTooSoon, "test_a_silent_waiter_loses_its_place"),
