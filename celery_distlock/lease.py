@@ -31,13 +31,26 @@ clock in every process of a host.
 from __future__ import annotations
 
 import enum
+import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-__all__ = ["Claim", "Completed", "Completion", "Contended", "Holder", "Lease", "Renewal", "deadline_of", "new_owner"]
+__all__ = [
+    "Claim",
+    "Completed",
+    "Completion",
+    "Contended",
+    "Holder",
+    "Lease",
+    "Offer",
+    "Renewal",
+    "Ticket",
+    "deadline_of",
+    "new_owner",
+]
 
 _DRIFT_RATE = 0.01
 _DRIFT_FLOOR = 0.002
@@ -57,7 +70,8 @@ class Holder(TypedDict, total=False):
     """What the store knows of one holder. Everything but key, owner, fence and remaining is told by the holder.
 
     ``since`` is wall-clock time (seconds since the epoch, the holder's clock), ``remaining`` is how many seconds the
-    store will still believe it without hearing from it (negative: expired, and nobody else came).
+    store will still believe it without hearing from it (negative: expired, and nobody else came). ``offered`` is True
+    for a waiter that was offered the place and has not taken it yet, and absent otherwise.
     """
 
     key: str
@@ -73,6 +87,7 @@ class Holder(TypedDict, total=False):
     host: str
     pid: int
     identifier: str
+    offered: bool
 
 
 @dataclass(frozen=True)
@@ -158,6 +173,59 @@ class Completed:
 
     key: str
     run: str
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A claim's place in the line of those who wait for a key.
+
+    Attributes:
+        claim: what is waited for.
+        number: the place: the smaller one is served first. It stays the owner's own after it has left the line.
+        ahead: how many wait before it, as of the store's answer.
+        look_at: monotonic time from which asking again may tell something new, if that is known to the store: the
+            holder's lease or an unanswered offer ends then. Infinite if not.
+    """
+
+    claim: Claim
+    number: int
+    ahead: int
+    look_at: float = math.inf
+
+    @property
+    def key(self) -> str:
+        """What is waited for."""
+        return self.claim.key
+
+    @property
+    def owner(self) -> str:
+        """Who waits."""
+        return self.claim.owner
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A place kept free for a waiter until ``deadline`` (monotonic seconds). It is no lease until it is confirmed.
+
+    Attributes:
+        claim: what was waited for.
+        number: of the waiter's ticket.
+        deadline: when the place is offered to the next one, unless it was confirmed.
+    """
+
+    claim: Claim
+    number: int
+    deadline: float
+
+    @property
+    def key(self) -> str:
+        """What is offered."""
+        return self.claim.key
+
+    @property
+    def owner(self) -> str:
+        """To whom it is offered."""
+        return self.claim.owner
 
 
 class Renewal(enum.IntEnum):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 
+from celery_distlock.errors import StoreUnavailable
 from celery_distlock.held import ask
 from celery_distlock.lease import Claim, Completed, Contended, Lease
-from celery_distlock.stores.base import LockStore
+from celery_distlock.line import wait_in_line
+from celery_distlock.stores.base import LockStore, Queueing
 
-__all__ = ["wait_for"]
+__all__ = ["poll_for", "wait_for"]
 
 # Polling starts fast, since most holders are about to finish, and never asks more often than ten times a second later.
 _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.1
@@ -18,7 +21,7 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.1
 def wait_for(
     store: LockStore, claim: Claim, timeout: float | None = None, answer: Contended | None = None
 ) -> Lease | Contended | Completed:
-    """Ask for a key until it is granted or ``timeout`` seconds have passed.
+    """Wait for a key until it is granted or ``timeout`` seconds have passed: in the store's line, if it has one.
 
     Arguments:
         store: whom to ask.
@@ -28,6 +31,36 @@ def wait_for(
 
     Returns:
         the lease, or the last refusal.
+
+    Raises:
+        StoreUnavailable: the store gave no answer.
+    """
+    if not isinstance(store, Queueing):
+        return poll_for(store, claim, timeout, answer)
+    end = None if timeout is None else time.monotonic() + timeout
+    if answer is None:
+        first = ask(store, claim)
+        if not isinstance(first, Contended):
+            return first
+        answer = first
+    left = None if end is None else end - time.monotonic()
+    if left is not None and left <= 0:
+        return answer
+    got = wait_in_line(store, claim, left)
+    if got is not None:
+        return got
+    with contextlib.suppress(StoreUnavailable):
+        # Who was in the way at first may be long gone.
+        answer = Contended(claim.key, tuple(store.holders(claim.key)))
+    return answer
+
+
+def poll_for(
+    store: LockStore, claim: Claim, timeout: float | None = None, answer: Contended | None = None
+) -> Lease | Contended | Completed:
+    """Ask for a key again and again; arguments and results as for :func:`wait_for`.
+
+    Nobody who stands in the store's line is overtaken, and everybody who joins it is before us.
 
     Raises:
         StoreUnavailable: the store gave no answer.

@@ -11,11 +11,11 @@ any process (connections are made lazily, per process), and raises
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Renewal
+from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Offer, Renewal, Ticket
 
-__all__ = ["LockStore"]
+__all__ = ["Listener", "LockStore", "Queueing"]
 
 
 class LockStore(ABC):
@@ -90,3 +90,131 @@ class LockStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close this process's connections. The store may be used again and then makes new ones."""
+
+
+class Listener(ABC):
+    """Hears, in a thread of its own, of the offers made to the waiters that were entered with its name.
+
+    It reconnects for ever, and never raises. A forked child's copy is closed.
+    """
+
+    #: What goes with each claim, as :meth:`Queueing.enqueue`'s ``listener``: ASCII letters, digits and ``-``.
+    name: str
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether it will never hear anything again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Hear nothing more; give back the connection and the thread."""
+
+
+class Queueing(ABC):
+    """A store's power to hand a key on in order: first in, first out.
+
+    A claim and the line::
+
+           enqueue                      its turn                 confirm
+        ───────────▶ waiting (Ticket) ───────────▶ offered ─────────────────────▶ lease
+           │             │   ▲                     (Offer)
+           │             │   │ enqueue or poll,      │   ▲
+           │    silent   │   │ with its number       │   │ acquire and enqueue confirm too
+           │    for      │   │                       │
+           │  claim_ttl, ▼   │     declined, or      │
+           │  withdraw  gone ◀── silent for claim_ttl ┘
+           └─ free, and nobody waits before it ────────────────────────────────▶ lease
+
+    Every operation of the store that may free a place, an ordinary release first of all, offers it in the same step
+    to the first live waiter: the place is kept for it, and its listener is given a hint. Hints may be lost. A waiter
+    must poll within :attr:`claim_ttl` to keep its place, and the answer then tells it of the offer too; so a hint
+    saves time, and nothing depends on it.
+
+    Minimum guarantees:
+
+    * :meth:`LockStore.acquire` and :meth:`enqueue` never grant a place while a live waiter stands before the claim;
+    * each claim's own ``limit`` decides for it, and who stands behind a claim with a small one waits, too;
+    * a live waiter of a free key is offered it within 3 s, whatever dies;
+    * a place in the line costs nothing when nobody waits.
+    """
+
+    #: Seconds for which a waiter that is not heard of keeps its place, and for which an offered place is kept for it.
+    claim_ttl: float = 2.0
+
+    @abstractmethod
+    def enqueue(
+        self, claim: Claim, *, listener: str = "", ticket: int | None = None
+    ) -> Lease | Ticket | Contended | Completed:
+        """Get the key at once if nobody waits before this claim and there is a place, else join the line.
+
+        Asking again with the same owner keeps the place; asking while it is offered the place confirms it.
+
+        Arguments:
+            claim: what is wanted.
+            listener: the name of who is to be told of an offer (:meth:`listen`); empty: nobody.
+            ticket: the number of a :class:`Ticket` that this owner, or an earlier delivery of the same task, had: it
+                stands where it stood.
+
+        Returns:
+            the lease; a place in the line; :class:`Contended` for an owner that cannot be granted the key any more
+            (its unknown lease was released, or it lost its place); or :class:`Completed`.
+
+        Raises:
+            StoreUnavailable: there was no answer. The claim may be in the line, or granted: ask again, or release
+                :meth:`Lease.unknown`, which takes it out of the line as well.
+        """
+
+    @abstractmethod
+    def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
+        """Keep these places for another :attr:`claim_ttl`, and tell what became of them, all in one round trip.
+
+        One that was taken for gone is entered again with its number (which may take a second round trip). An offer's
+        time is not extended.
+
+        Arguments:
+            places: what :meth:`enqueue` or the last poll returned.
+            listener: who is to be told of offers from now on, for those that are entered again.
+
+        Returns:
+            one for each: a place in the line, an offer to be confirmed, or None for an owner that cannot be granted
+            the key any more.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+
+    @abstractmethod
+    def confirm(self, claims: Sequence[Claim]) -> list[Lease | Completed | None]:
+        """Turn offers into leases with the claims' own ttl, limit and record, all in one round trip.
+
+        A lease that is held already (the answer to the first confirmation was lost) is returned with its fence and a
+        new deadline.
+
+        Returns:
+            one for each: the lease; None if there is no offer (any more), which changes nothing; :class:`Completed`
+            if the claim asks for a completion record and there is one, which gives the place back.
+
+        Raises:
+            StoreUnavailable: there was no answer; any of them may be leases now.
+        """
+
+    @abstractmethod
+    def withdraw(self, claims: Sequence[Claim]) -> None:
+        """Leave the line, and give offered places to the next one, all in one round trip.
+
+        A lease is not touched. The owner may :meth:`enqueue` again, with its number in its old place.
+
+        Raises:
+            StoreUnavailable: there was no answer; they vanish within :attr:`claim_ttl`.
+        """
+
+    @abstractmethod
+    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+        """Start to listen, lazily and for ever.
+
+        Arguments:
+            on_offer: called with key and owner when an offer was made. It must return at once, may be called more than
+                once for one offer, and in any thread.
+            on_gap: called when hints may have been lost, and when they can be heard at first: a good moment to poll.
+        """

@@ -12,6 +12,9 @@ A holder and the table::
                 │  └─── renew: HELD ─────┘
                 └── release ──▶ nothing (GONE)
 
+A waiter and the table: see :class:`~celery_distlock.stores.base.Queueing`. Hints are given outside of the mutex,
+in the thread that has freed the place.
+
 What it is not
     Nothing is shared between processes. A forked child starts with empty tables, as a server restarted without its
     data would: a key held in the parent is free in the child. Never use it with worker pools of several processes.
@@ -22,19 +25,34 @@ due is dropped by the next call, so the tables are bounded by what happened with
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import heapq
 import itertools
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 from urllib.parse import urlsplit
 
 from celery_distlock.errors import LockConfigError
-from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Renewal, deadline_of
-from celery_distlock.stores.base import LockStore
+from celery_distlock.lease import (
+    Claim,
+    Completed,
+    Completion,
+    Contended,
+    Holder,
+    Lease,
+    Offer,
+    Renewal,
+    Ticket,
+    deadline_of,
+    new_owner,
+)
+from celery_distlock.stores.base import Listener, LockStore, Queueing
 
 __all__ = ["MemoryStore"]
 
@@ -45,6 +63,7 @@ _T = TypeVar("_T")
 _Pair = tuple[str, str]  # (key, owner) or (key, run)
 
 # Wall-clock microseconds to start with, so that the fences of a restarted process are above those of its predecessor.
+# Tickets are numbered by the same count.
 _fences = itertools.count(time.time_ns() // 1000)
 
 
@@ -68,6 +87,9 @@ class _Expiring(Generic[_T]):
     def pop(self, pair: _Pair) -> None:
         self._entries.pop(pair, None)
 
+    def until(self, pair: _Pair) -> float:
+        return self._entries[pair][0]
+
     def purge(self, now: float) -> list[_T]:
         """Drop what is due by now, and return it."""
         dropped = []
@@ -87,6 +109,36 @@ class _Held:
     fence: int
     expires: float
     record: Mapping[str, Any]
+    #: Set until the waiter that was offered this place has taken it.
+    offer: _Waiter | None = None
+
+
+@dataclass
+class _Waiter:
+    claim: Claim
+    number: int
+    listener: str
+    patience: float
+
+
+@dataclass
+class _Queue:
+    """The waiters of one key."""
+
+    by_owner: dict[str, _Waiter] = field(default_factory=dict)
+    #: (number, owner), sorted.
+    order: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, waiter: _Waiter) -> None:
+        self.by_owner[waiter.claim.owner] = waiter
+        bisect.insort(self.order, (waiter.number, waiter.claim.owner))
+
+    def remove(self, waiter: _Waiter) -> None:
+        del self.by_owner[waiter.claim.owner]
+        del self.order[self.ahead_of(waiter)]
+
+    def ahead_of(self, waiter: _Waiter) -> int:
+        return bisect.bisect_left(self.order, (waiter.number, waiter.claim.owner))
 
 
 @dataclass
@@ -103,12 +155,99 @@ class _Table:
     tombstones: _Expiring[None] = field(default_factory=_Expiring)
     barred: _Expiring[None] = field(default_factory=_Expiring)
     completions: _Expiring[None] = field(default_factory=_Expiring)
+    #: key → those who wait for it. No key without a waiter.
+    queues: dict[str, _Queue] = field(default_factory=dict)
+    #: When waiters are taken for gone, and when offers end.
+    patience: _Expiring[_Waiter] = field(default_factory=_Expiring)
+    #: (listener, key, owner) of offers made since the mutex was taken.
+    hints: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def opened(self, now: float) -> Iterator[None]:
+        """Hold the mutex; begin with what has become due, and give the hints afterwards."""
+        with self.mutex:
+            self.purge(now)
+            try:
+                yield
+            finally:
+                hints, self.hints = self.hints, []
+        for listener, key, owner in hints:
+            on_offer = _listening.get(listener)
+            if on_offer is not None:
+                on_offer(key, owner)
 
     def purge(self, now: float) -> None:
         for held in self.listed.purge(now):
             self._unlist(held)
         for memories in (self.tombstones, self.barred, self.completions):
             memories.purge(now)
+        overdue = self.patience.purge(now)
+        for waiter in overdue:
+            self.drop(waiter.claim.key, waiter.claim.owner)
+        for key in {waiter.claim.key for waiter in overdue}:
+            self.settle(key, now)
+
+    # -- the line --
+
+    def waiter(self, key: str, owner: str) -> _Waiter | None:
+        queue = self.queues.get(key)
+        return queue.by_owner.get(owner) if queue is not None else None
+
+    def join(self, waiter: _Waiter, now: float) -> None:
+        self.queues.setdefault(waiter.claim.key, _Queue()).add(waiter)
+        self.refresh(waiter, now)
+
+    def refresh(self, waiter: _Waiter, now: float) -> None:
+        self.patience.put((waiter.claim.key, waiter.claim.owner), now + waiter.patience, waiter)
+
+    def leave(self, waiter: _Waiter) -> None:
+        queue = self.queues[waiter.claim.key]
+        queue.remove(waiter)
+        if not queue.order:
+            del self.queues[waiter.claim.key]
+
+    def drop(self, key: str, owner: str) -> None:
+        """Take an owner out of the line, and its offer back; a lease is not touched."""
+        self.patience.pop((key, owner))
+        waiter = self.waiter(key, owner)
+        if waiter is not None:
+            self.leave(waiter)
+        held = self.holders.get(key, {}).get(owner)
+        if held is not None and held.offer is not None:
+            self.remove(held)
+
+    def settle(self, key: str, now: float) -> None:
+        """Offer what places there are to those who wait, first in, first out."""
+        while key in self.queues:
+            queue = self.queues[key]
+            waiter = queue.by_owner[queue.order[0][1]]
+            claim = waiter.claim
+            if not self.make_room(claim, now):
+                return
+            self.leave(waiter)
+            self.enter(_Held(key, claim.owner, next(_fences), now + waiter.patience, dict(claim.record), waiter))
+            self.refresh(waiter, now)
+            self.hints.append((waiter.listener, key, claim.owner))
+
+    def confirm(self, held: _Held, claim: Claim, now: float) -> None:
+        """Start the holder's time anew; an offer becomes a lease."""
+        if held.offer is not None:
+            self.patience.pop((held.key, held.owner))
+            held.offer = None
+            held.record = dict(claim.record)
+        self.extend(held, now + claim.ttl)
+
+    def next_change(self, key: str, now: float) -> float:
+        """Return in how many seconds a lease, an offer or a waiter's patience for this key ends."""
+        expiries = [held.expires - now for held in self.holders.get(key, {}).values() if held.expires > now]
+        queue = self.queues.get(key)
+        if queue is not None:
+            # Only the first one stands in the way; looking at all would cost each of them all the others.
+            until = self.patience.until((key, queue.order[0][1]))
+            expiries.append(until - now)
+        return min(expiries, default=math.inf)
+
+    # -- the holders --
 
     def find(self, lease: Lease) -> _Held | None:
         held = self.holders.get(lease.key, {}).get(lease.owner)
@@ -151,7 +290,17 @@ class _Table:
     def describe(self, key: str, now: float) -> list[Holder]:
         oldest_first = sorted(self.holders.get(key, {}).values(), key=lambda h: h.fence)
         return [
-            cast(Holder, {**h.record, "key": key, "owner": h.owner, "fence": h.fence, "remaining": h.expires - now})
+            cast(
+                Holder,
+                {
+                    **h.record,
+                    "key": key,
+                    "owner": h.owner,
+                    "fence": h.fence,
+                    "remaining": h.expires - now,
+                    **({"offered": True} if h.offer else {}),
+                },
+            )
             for h in oldest_first
         ]
 
@@ -163,13 +312,28 @@ class _Table:
 
 
 _tables: dict[tuple[str, str], _Table] = {}
+_listening: dict[str, Callable[[str, str], None]] = {}
 
 # The child inherits copies, and perhaps a mutex that a thread of the parent holds for ever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_tables.clear)
+    os.register_at_fork(after_in_child=_listening.clear)
 
 
-class MemoryStore(LockStore):
+class _MemoryListener(Listener):
+    def __init__(self, on_offer: Callable[[str, str], None]) -> None:
+        self.name = new_owner()
+        _listening[self.name] = on_offer
+
+    @property
+    def closed(self) -> bool:
+        return self.name not in _listening
+
+    def close(self) -> None:
+        _listening.pop(self.name, None)
+
+
+class MemoryStore(LockStore, Queueing):
     """A store in the memory of this process.
 
     Arguments:
@@ -216,26 +380,34 @@ class MemoryStore(LockStore):
         """Try once to get the key; see :meth:`LockStore.acquire`."""
         sent = time.monotonic()
         now, table = self._clock(), self._table
-        with table.mutex:
-            table.purge(now)
+        with table.opened(now):
             done = claim.completion
             if done is not None and (done.key, done.run) in table.completions:
                 return Completed(claim.key, done.run)
-            held = table.holders.get(claim.key, {}).get(claim.owner)
-            if held is not None:
-                table.extend(held, now + claim.ttl)
-            elif table.refuses(claim) or not table.make_room(claim, now):
+            # Places go to those who wait first; it may be one of them who asks.
+            table.settle(claim.key, now)
+            lease = self._held(table, claim, now, sent)
+            if lease is not None:
+                return lease
+            if table.refuses(claim) or claim.key in table.queues or not table.make_room(claim, now):
                 return Contended(claim.key, tuple(table.describe(claim.key, now)))
-            else:
-                held = _Held(claim.key, claim.owner, next(_fences), now + claim.ttl, dict(claim.record))
-                table.enter(held)
-            return Lease(claim.key, claim.owner, held.fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
+            fence = next(_fences)
+            table.enter(_Held(claim.key, claim.owner, fence, now + claim.ttl, dict(claim.record)))
+            return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
+
+    @staticmethod
+    def _held(table: _Table, claim: Claim, now: float, sent: float) -> Lease | None:
+        """Return the lease of an owner that is listed, its time started anew; an offer is confirmed by that."""
+        held = table.holders.get(claim.key, {}).get(claim.owner)
+        if held is None:
+            return None
+        table.confirm(held, claim, now)
+        return Lease(claim.key, claim.owner, held.fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
 
     def renew(self, leases: Sequence[Lease]) -> list[Renewal]:
         """Start the time of these leases anew; see :meth:`LockStore.renew`."""
         now, table = self._clock(), self._table
-        with table.mutex:
-            table.purge(now)
+        with table.opened(now):
             return [self._renew(table, lease, now) for lease in leases]
 
     @staticmethod
@@ -258,19 +430,21 @@ class MemoryStore(LockStore):
         """Give these leases back; see :meth:`LockStore.release`."""
         pairs = list(zip(leases, completions or [None] * len(leases), strict=True))
         now, table = self._clock(), self._table
-        with table.mutex:
-            table.purge(now)
+        with table.opened(now):
             released = []
             for lease, completion in pairs:
                 held = table.find(lease)
                 if held is not None:
                     table.remove(held)
+                if lease.fence == 0:
+                    table.drop(lease.key, lease.owner)
                 # A lease of before the loss of the data is barred too, or a renewal under way would re-assert it.
                 if lease.fence == 0 or (held is None and lease.fence < table.epoch):
                     table.barred.put((lease.key, lease.owner), now + _MEMORY, None)
                 if completion is not None:
                     table.completions.put((completion.key, completion.run), now + completion.ttl, None)
                 released.append(held is not None)
+                table.settle(lease.key, now)
             return released
 
     def forget(self, completions: Sequence[Completion]) -> None:
@@ -283,10 +457,106 @@ class MemoryStore(LockStore):
     def holders(self, key: str | None = None, *, prefix: str = "") -> list[Holder]:
         """Return who holds ``key``, or every holder of a key that starts with ``prefix``; oldest first per key."""
         now, table = self._clock(), self._table
-        with table.mutex:
-            table.purge(now)
+        with table.opened(now):
             keys = [key] if key is not None else [k for k in table.holders if k.startswith(prefix)]
             return [holder for k in keys for holder in table.describe(k, now)]
+
+    def enqueue(
+        self, claim: Claim, *, listener: str = "", ticket: int | None = None
+    ) -> Lease | Ticket | Contended | Completed:
+        """Get the key, or join the line; see :meth:`Queueing.enqueue`."""
+        sent = time.monotonic()
+        now, table = self._clock(), self._table
+        with table.opened(now):
+            done = claim.completion
+            if done is not None and (done.key, done.run) in table.completions:
+                return Completed(claim.key, done.run)
+            lease = self._held(table, claim, now, sent)
+            if lease is not None:
+                return lease
+            if table.refuses(claim):
+                return Contended(claim.key)
+            waiter = self._join(table, claim, listener, ticket, now)
+            lease = self._held(table, claim, now, sent)
+            return lease if lease is not None else self._ticket(table, waiter, now)
+
+    def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
+        """Keep places in the line; see :meth:`Queueing.poll`."""
+        sent = time.monotonic()
+        now, table = self._clock(), self._table
+        with table.mutex:
+            # Before anybody is taken for gone: this may be the first call for a while.
+            for place in places:
+                waiter = table.waiter(place.key, place.owner)
+                if waiter is not None:
+                    table.refresh(waiter, now)
+        with table.opened(now):
+            for key in {place.key for place in places}:
+                table.settle(key, now)
+            return [self._look(table, place, listener, now, sent) for place in places]
+
+    def _look(
+        self, table: _Table, place: Ticket | Offer, listener: str, now: float, sent: float
+    ) -> Ticket | Offer | None:
+        waiter = table.waiter(place.key, place.owner)
+        held = table.holders.get(place.key, {}).get(place.owner)
+        if waiter is None and held is None:
+            if table.refuses(place.claim):
+                return None
+            waiter = self._join(table, place.claim, listener, place.number, now)
+            held = table.holders.get(place.key, {}).get(place.owner)
+        if held is not None:
+            return Offer(place.claim, place.number, deadline_of(sent, max(0.0, held.expires - now)))
+        assert waiter is not None
+        return self._ticket(table, waiter, now)
+
+    def _join(self, table: _Table, claim: Claim, listener: str, ticket: int | None, now: float) -> _Waiter:
+        waiter = table.waiter(claim.key, claim.owner)
+        if waiter is None:
+            waiter = _Waiter(claim, next(_fences) if ticket is None else ticket, listener, self.claim_ttl)
+            table.join(waiter, now)
+        else:
+            table.refresh(waiter, now)
+        table.settle(claim.key, now)
+        # It has just been told.
+        table.hints = [hint for hint in table.hints if hint[1:] != (claim.key, claim.owner)]
+        return waiter
+
+    @staticmethod
+    def _ticket(table: _Table, waiter: _Waiter, now: float) -> Ticket:
+        key = waiter.claim.key
+        ahead = table.queues[key].ahead_of(waiter)
+        return Ticket(waiter.claim, waiter.number, ahead, time.monotonic() + table.next_change(key, now) + 0.001)
+
+    def confirm(self, claims: Sequence[Claim]) -> list[Lease | Completed | None]:
+        """Turn offers into leases; see :meth:`Queueing.confirm`."""
+        sent = time.monotonic()
+        now, table = self._clock(), self._table
+        found: list[Lease | Completed | None] = []
+        with table.opened(now):
+            for claim in claims:
+                done = claim.completion
+                if done is not None and (done.key, done.run) in table.completions:
+                    table.drop(claim.key, claim.owner)
+                    table.settle(claim.key, now)
+                    found.append(Completed(claim.key, done.run))
+                else:
+                    found.append(self._held(table, claim, now, sent))
+        return found
+
+    def withdraw(self, claims: Sequence[Claim]) -> None:
+        """Leave the line; see :meth:`Queueing.withdraw`."""
+        now, table = self._clock(), self._table
+        with table.opened(now):
+            for claim in claims:
+                table.drop(claim.key, claim.owner)
+            for key in {claim.key for claim in claims}:
+                table.settle(key, now)
+
+    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+        """Start to listen; see :meth:`Queueing.listen`. There are no gaps."""
+        on_gap()
+        return _MemoryListener(on_offer)
 
     def close(self) -> None:
         """Do nothing: there are no connections, and the data belong to the process."""

@@ -53,7 +53,7 @@ from celery_distlock.task.redelivery import (
     settle_copy,
 )
 from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
-from celery_distlock.waiting import wait_for
+from celery_distlock.waiting import poll_for
 
 __all__ = ["run_traced"]
 
@@ -172,7 +172,7 @@ def _acquire(
     else:
         answer = ask(store, claim)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
-        answer = wait_for(store, claim, PREDECESSOR_PATIENCE, answer)
+        answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer)
     if isinstance(answer, Contended) and is_redelivered(request) and has_copy(run, answer.holders):
         if cell is not None:
             cell.refused()

@@ -3,6 +3,7 @@
 For the author of a store:
 
 * :class:`StoreContract` – inherit it: every behaviour of a store as a test;
+* :class:`QueueingContract` – inherit this instead if the store queues;
 * :func:`fuzz_counter` – many threads or processes, one counter, the exact sum or an error.
 
 For the author of locked tasks:
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import pytest
 
-# Before contract.py is imported: its assertions shall show their values.
-pytest.register_assert_rewrite("celery_distlock.testing.contract")
+# Before they are imported: their assertions shall show their values.
+pytest.register_assert_rewrite("celery_distlock.testing.contract", "celery_distlock.testing.queueing")
 
 from celery_distlock.testing.contract import StoreContract  # noqa: E402
 from celery_distlock.testing.fuzz import FuzzReport, fuzz_counter  # noqa: E402
 from celery_distlock.testing.held import hold  # noqa: E402
+from celery_distlock.testing.queueing import QueueingContract  # noqa: E402
 
-__all__ = ["FuzzReport", "StoreContract", "fuzz_counter", "hold"]
+__all__ = ["FuzzReport", "QueueingContract", "StoreContract", "fuzz_counter", "hold"]

@@ -29,7 +29,17 @@ from typing import Any
 
 import pytest
 
-from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Renewal, deadline_of, new_owner
+from celery_distlock.lease import (
+    Claim,
+    Completed,
+    Completion,
+    Contended,
+    Lease,
+    Renewal,
+    Ticket,
+    deadline_of,
+    new_owner,
+)
 from celery_distlock.stores.base import LockStore
 
 __all__ = ["StoreContract"]
@@ -63,13 +73,13 @@ def claim(key: str, owner: str | None = None, *, ttl: float = 30.0, **options: A
     return Claim(key, owner or new_owner(), ttl, **options)
 
 
-def granted(answer: Lease | Contended | Completed) -> Lease:
+def granted(answer: Lease | Ticket | Contended | Completed) -> Lease:
     """Assert that the answer is a lease, and return it."""
     assert isinstance(answer, Lease), f"expected a lease, got {answer}"
     return answer
 
 
-def contended(answer: Lease | Contended | Completed) -> Contended:
+def contended(answer: Lease | Ticket | Contended | Completed) -> Contended:
     """Assert that the answer is "contended", and return it."""
     assert isinstance(answer, Contended), f"expected Contended, got {answer}"
     return answer

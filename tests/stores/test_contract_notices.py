@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import pytest
 
 from celery_distlock.stores.memory import MemoryStore
-from celery_distlock.testing import StoreContract
+from celery_distlock.testing import QueueingContract, StoreContract
+from tests.stores import broken_queues as queues
 from tests.stores import broken_stores as broken
 
 pytest_plugins = ["pytester"]
@@ -63,6 +64,61 @@ MISTAKES: list[tuple[type, str]] = [
     ),
     (broken.ChecksAndThenActs, "test_one_of_many_threads_gets_the_key"),
     (broken.ChecksAndThenActs, "test_a_takeover_happens_once"),
+    (queues.ServesTheLastFirst, "test_waiters_are_served_first_in_first_out"),
+    (queues.ServesTheLastFirst, "test_tickets_grow_in_order_of_arrival_and_count_who_is_ahead"),
+    (queues.ServesTheLastFirst, "test_a_thousand_waiters_are_served_in_order"),
+    (queues.KnowsNoTickets, "test_who_declined_an_offer_keeps_its_ticket"),
+    (queues.KnowsNoTickets, "test_a_ticket_may_be_used_by_another_owner"),
+    (queues.GivesTheSameNumberTwice, "test_threads_that_enqueue_at_once_get_one_lease_and_a_place_each"),
+    (queues.OffersOneTooMany, "test_who_enqueues_for_a_held_key_gets_a_ticket"),
+    (queues.OffersOneTooMany, "test_each_place_of_several_is_offered_to_the_next_waiter"),
+    (queues.KnowsNoLimitInTheLine, "test_several_places_that_become_free_at_once_are_all_offered"),
+    (queues.KnowsNoLimitInTheLine, "test_a_larger_limit_takes_effect_at_once"),
+    (queues.LetsLargerLimitsOvertake, "test_a_newcomer_with_a_larger_limit_does_not_overtake"),
+    (queues.LetsLargerLimitsOvertake, "test_who_stands_behind_a_smaller_limit_waits_too"),
+    (queues.IgnoresCompletionsInTheLine, "test_who_enqueues_a_completed_run_is_told_so"),
+    (queues.IgnoresCompletionsInTheLine, "test_a_copy_that_is_offered_the_place_of_its_completed_original_is_told_so"),
+    (queues.GivesNewPlacesWhenAskedAgain, "test_enqueueing_again_keeps_the_place"),
+    (queues.ContendsWithItsOwnOffer, "test_who_was_offered_the_key_may_just_as_well_ask_for_it"),
+    (queues.LetsNewcomersOvertake, "test_a_newcomer_does_not_overtake_who_was_offered_the_key"),
+    (queues.LetsNewcomersOvertake, "test_a_newcomer_does_not_overtake_who_waits"),
+    (queues.LetsNewcomersReplaceDeadHolders, "test_a_newcomer_does_not_overtake_who_waits_for_an_expired_holder"),
+    (queues.ForgetsNobody, "test_a_silent_waiter_loses_its_place"),
+    (queues.ForgetsNobody, "test_an_unanswered_offer_passes_on_to_the_next"),
+    (queues.ForgetsNobody, "test_a_dead_waiter_in_front_costs_the_claim_ttl_at_most"),
+    (queues.ForgetsNobody, "test_an_offer_that_has_ended_cannot_be_confirmed"),
+    (queues.ForgetsNobody, "test_silent_waiters_are_in_nobodys_way"),
+    (queues.ForgetsNobody, "test_an_offer_ends_at_its_deadline_and_no_later"),
+    (queues.ForgetsTooSoon, "test_a_silent_waiter_loses_its_place"),
+    (queues.ForgetsTooSoon, "test_an_unanswered_offer_passes_on_to_the_next"),
+    (queues.DoesNotKeepPlaces, "test_polling_keeps_places"),
+    (queues.ExtendsOffersWhenPolled, "test_polling_does_not_extend_an_offer"),
+    (queues.GivesNewNumbersToWhoComesBack, "test_who_was_taken_for_gone_stands_in_its_old_place_when_it_polls_again"),
+    (queues.GivesNewNumbersToWhoComesBack, "test_who_let_an_offer_pass_stands_in_its_old_place_when_it_polls_again"),
+    (queues.NeverLetsAnybodyComeBack, "test_who_was_taken_for_gone_stands_in_its_old_place_when_it_polls_again"),
+    (queues.LetsDeadHoldersBlockTheLine, "test_a_dead_holder_s_key_is_offered_to_the_first_waiter"),
+    (queues.LetsWaitersReplaceTheLiving, "test_a_holder_that_renews_is_not_replaced_by_a_waiter"),
+    (queues.AnswersPollsInAnyOrder, "test_waiters_of_many_keys_are_polled_at_once_and_answered_in_order"),
+    (queues.AnswersPollsInAnyOrder, "test_different_keys_have_different_lines"),
+    (queues.ForgetsTheListenerOfWhoComesBack, "test_who_is_entered_again_by_a_poll_is_given_hints"),
+    (queues.SaysThatNobodyIsAhead, "test_a_released_key_is_offered_to_the_first_waiter_only"),
+    (queues.ConfirmsAnything, "test_who_was_offered_nothing_can_confirm_nothing"),
+    (queues.ConfirmsForTheTimeOfTheOffer, "test_a_confirmed_offer_is_a_lease_with_the_claims_ttl"),
+    (queues.LeavesConfirmedOffersOnOffer, "test_a_confirmed_offer_is_a_lease_with_the_claims_ttl"),
+    (queues.ConfirmsOnce, "test_confirming_twice_returns_the_same_lease"),
+    (queues.WithdrawsLeases, "test_withdrawing_leaves_leases_alone"),
+    (queues.WithdrawsTheWholeLine, "test_a_declined_offer_passes_on_at_once"),
+    (queues.KeepsWhatWasDeclined, "test_a_declined_offer_passes_on_at_once"),
+    (queues.WithdrawsNobody, "test_who_withdraws_is_not_offered_the_key"),
+    (queues.WithdrawsNobody, "test_nothing_is_listed_after_much_waiting"),
+    (queues.LeavesTheUnknownInTheLine, "test_releasing_an_unknown_lease_takes_its_owner_out_of_the_line_for_good"),
+    (queues.ListsWaitersAsHolders, "test_waiters_are_no_holders"),
+    (queues.HidesWhatIsOnOffer, "test_an_offered_place_is_listed_as_offered"),
+    (queues.GivesNoHints, "test_a_release_gives_the_waiter_s_listener_a_hint"),
+    (queues.GivesHintsOfReleasesOnly, "test_everything_that_frees_a_place_gives_a_hint"),
+    (queues.TellsEveryListener, "test_each_listener_hears_of_its_own_waiters"),
+    (queues.HearsOnAfterItIsClosed, "test_a_lost_hint_costs_nothing_but_the_time_until_the_next_poll"),
+    (queues.HearsOnAfterItIsClosed, "test_a_listener_can_be_closed_twice"),
 ]
 
 # Time is skipped instead of waited for.
@@ -70,7 +126,8 @@ BASE = """
 import time
 import uuid
 import pytest
-from celery_distlock.testing import StoreContract
+from celery_distlock.testing import QueueingContract, StoreContract
+from tests.stores import broken_queues as queues
 from tests.stores import broken_stores as broken
 
 class Clock:
@@ -79,7 +136,7 @@ class Clock:
     def __call__(self):
         return time.monotonic() + self.skipped
 
-class Contract(StoreContract):
+class Contract(QueueingContract):
     @pytest.fixture
     def store(self):
         self.clock = Clock()
@@ -93,7 +150,7 @@ class Contract(StoreContract):
 
 RUN = """
 class Test{name}(Contract):
-    store_class = broken.{name}
+    store_class = getattr(queues, "{name}", None) or broken.{name}
 """
 
 
@@ -109,7 +166,8 @@ def run(pytester: pytest.Pytester, store_names: set[str], tests: Iterable[str] =
 def test_a_store_without_a_mistake_passes(pytester: pytest.Pytester) -> None:
     passed, failed = run(pytester, {"MemoryStore"})
     assert failed == []
-    assert len(passed) >= len([name for name in vars(StoreContract) if name.startswith("test_")])
+    behaviours = {**vars(StoreContract), **vars(QueueingContract)}
+    assert len(passed) >= len([name for name in behaviours if name.startswith("test_")])
 
 
 def test_each_mistake_is_noticed_by_the_test_named_beside_it(pytester: pytest.Pytester) -> None:
@@ -119,6 +177,6 @@ def test_each_mistake_is_noticed_by_the_test_named_beside_it(pytester: pytest.Py
 
 
 def test_each_broken_store_is_used() -> None:
-    classes = {value for value in vars(broken).values() if isinstance(value, type)}
-    mistakes = {cls for cls in classes if issubclass(cls, MemoryStore)} - {MemoryStore}
+    classes = {value for module in (broken, queues) for value in vars(module).values() if isinstance(value, type)}
+    mistakes = {cls for cls in classes if issubclass(cls, MemoryStore)} - {MemoryStore, queues.EnqueuesDifferently}
     assert mistakes == {store for store, _ in MISTAKES}

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from celery_distlock.errors import LockConfigError
-from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Renewal
+from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Renewal, Ticket
 from celery_distlock.stores.memory import MemoryStore
 
 HOUR = 3600.0
@@ -47,8 +47,13 @@ def lease_of(store: MemoryStore, key: str = "k", owner: str = "me", ttl: float =
 def entries(store: MemoryStore) -> int:
     """Count everything that the store's table remembers."""
     table = store._table
-    parts = (table.listed, table.tombstones, table.barred, table.completions)
-    return len(table.holders) + sum(len(part._entries) + len(part._due) for part in parts)
+    parts = (table.listed, table.tombstones, table.barred, table.completions, table.patience)
+    return (
+        len(table.holders)
+        + len(table.queues)
+        + len(table.hints)
+        + sum(len(part._entries) + len(part._due) for part in parts)
+    )
 
 
 # Who shares the data.
@@ -203,6 +208,23 @@ def test_nothing_at_all_is_left_after_an_hour(store: MemoryStore, clock: Clock) 
     clock.now = 20.0 + HOUR
     store.holders()
     assert entries(store) == 0
+
+
+def test_nothing_is_left_of_those_who_waited(store: MemoryStore, clock: Clock) -> None:
+    before = entries(store)
+    for key in ("k1", "k2"):
+        lease = lease_of(store, key)
+        for owner in ("first", "second", "third"):
+            assert isinstance(store.enqueue(Claim(key, owner, 10.0)), Ticket)
+        store.release([lease])
+        store.withdraw([Claim(key, "first", 10.0)])
+    clock.now = 2 * store.claim_ttl
+    # A call that has nothing to do with them.
+    assert store.holders("k3") == []
+    assert store.holders() == []
+    clock.now += HOUR + 10.0
+    store.renew([])
+    assert entries(store) == before
 
 
 def test_a_completion_is_kept_for_its_own_ttl(store: MemoryStore, clock: Clock) -> None:

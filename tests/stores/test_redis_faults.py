@@ -602,7 +602,7 @@ def test_whatever_is_not_released_vanishes_by_itself(
 def test_an_expired_lock_is_gone_when_nobody_asked_for_it_long_enough(
     store: RedisStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_distlock.stores.redis.store._LINGER_MS", b"50")
+    monkeypatch.setattr("celery_distlock.stores.redis.arguments.LINGER", b"50")
     old = granted(store, ttl=0.05)
     evicted = granted(store, "evicted", ttl=0.01)
     behind.condemned_long_ago(evicted)

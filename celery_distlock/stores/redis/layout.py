@@ -8,16 +8,23 @@ key                                     type    content
                                                 ``<owner>:condemned`` → when it was first found expired by
                                                 somebody who wants its place (µs)
 ``<prefix>:1:{<shard>}:w:<key>``        zset    waiters: owner → ticket
-``<prefix>:1:{<shard>}:d:<key>``        zset    waiters: owner → when it is taken for gone (µs)
+``<prefix>:1:{<shard>}:d:<key>``        zset    waiters, and holders that were offered their place and have not
+                                                taken it: owner → when it is taken for gone (µs)
 ``<prefix>:1:{<shard>}:t:<key>``        zset    tombstones: owner (lost its place), ``<owner>:barred`` (was
                                                 released and must not come back) → since when (µs)
-``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last one given out; ``epoch``: the first
+``<prefix>:1:{<shard>}:q:<key>``        hash    waiters: owner → ``<claim ttl> <not before> <limit> <listener> <JSON
+                                                record>``, times in µs
+``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last fence or ticket given out; ``epoch``: the
+                                                first
 ``<prefix>:1:{<shard>}:c:<n>:<key>…``   string  a completion record, ``…<key>:<run>``; n is the key's length
 ======================================  ======  ==============================================================
 
+Offers are published on ``<prefix>:1:offers:<listener>``, as ``<n> <owner><name of the holders' key>``; n is the
+owner's length.
+
 The shard is the only hash tag, so that a script's keys are in one slot of a cluster. Only the (at most 16) meta
 hashes have no expiry. The others vanish when they are empty; holders and records, for a late renewal to find, an
-hour after the last of them has expired; tombstones after an hour.
+hour after the last of them has expired; tombstones after an hour; waiters and offers with the last one's deadline.
 """
 
 from __future__ import annotations
@@ -26,12 +33,13 @@ import re
 from zlib import crc32
 
 from celery_distlock.errors import LockConfigError
+from celery_distlock.lease import Completion
 
 __all__ = ["SHARDS", "Layout"]
 
 SHARDS = 16
 _VERSION = b"1"
-_KINDS = (b"h", b"r", b"w", b"d", b"t")
+_KINDS = (b"h", b"r", b"w", b"d", b"t", b"q")
 
 #: Keys are text; one that is not valid UTF-8 (lone surrogates) must still be a key.
 _CODEC = ("utf-8", "surrogatepass")
@@ -58,7 +66,7 @@ class Layout:
         self._holders = re.compile(re.escape(self._prefix) + rb"(\d+)\}:h:(.*)", re.DOTALL)
 
     def packed(self, key: str) -> bytes:
-        """Return the six keys of a lock, in the scripts' order, as RESP bulk strings."""
+        """Return the seven keys of a lock, in the scripts' order, as RESP bulk strings."""
         # What is released is mostly what was acquired last. One assignment, one read: threads need no lock.
         last = self._last
         if last[0] == key:
@@ -72,13 +80,13 @@ class Layout:
         shard = crc32(name) % SHARDS
         base = self._bases[shard]
         head = b"$%d\r\n%b" % (len(base) + 2 + len(name), base)
-        return b"%bh:%b\r\n%br:%b\r\n%bw:%b\r\n%bd:%b\r\n%bt:%b\r\n%b" % (
+        return b"%bh:%b\r\n%br:%b\r\n%bw:%b\r\n%bd:%b\r\n%bt:%b\r\n%bq:%b\r\n%b" % (
             *(head, name) * len(_KINDS),
             self._packed_metas[shard],
         )
 
     def of_kind(self, kind: str, key: str) -> bytes:
-        """Return one of the keys of a lock: ``"h"``, ``"r"``, ``"w"``, ``"d"`` or ``"t"``."""
+        """Return one of the keys of a lock: ``"h"``, ``"r"``, ``"w"``, ``"d"``, ``"t"`` or ``"q"``."""
         name = key.encode(*_CODEC)
         return b"%b%b:%b" % (self._bases[crc32(name) % SHARDS], kind.encode(), name)
 
@@ -86,6 +94,20 @@ class Layout:
         """Return the key of a completion record."""
         name = key.encode(*_CODEC)
         return b"%bc:%d:%b:%b" % (self._bases[crc32(name) % SHARDS], len(name), name, run.encode(*_CODEC))
+
+    def completion_of(self, done: Completion | None) -> bytes | None:
+        """Return the key of a completion record, if there is one to speak of."""
+        return None if done is None else self.completion(done.key, done.run)
+
+    def channel(self, listener: str) -> bytes:
+        """Return the name of the pub/sub channel of a listener."""
+        return self._prefix[:-1] + b"offers:" + listener.encode()
+
+    def hint(self, payload: bytes) -> tuple[str, str] | None:
+        """Return key and owner of what was published; None if it is nothing of ours."""
+        length, blank, rest = payload.partition(b" ")
+        key = self.key_of(rest[int(length) :]) if blank and length.isdigit() else None
+        return None if key is None else (key, rest[: int(length)].decode(*_CODEC))
 
     def pattern(self, prefix: str) -> bytes:
         """Return a ``SCAN`` pattern of the holders of keys that start with ``prefix``; it may match too much."""

@@ -1,10 +1,11 @@
--- Put in front of every script on a lock. ARGV[1] is the owner, ARGV[2] the linger in ms; see layout.py for the keys.
+-- Put in front of every script on a lock. ARGV[1] is the owner (or none), ARGV[2] the linger in ms; see layout.py for
+-- the keys.
 --
 -- Numbers are exact up to 2^53, that is until the year 2255 in microseconds; but Lua's own conversion to text is not,
 -- so whatever is stored or returned goes through digits().
 
 local holders, records, waiters = KEYS[1], KEYS[2], KEYS[3]
-local deadlines, tombs, meta = KEYS[4], KEYS[5], KEYS[6]
+local deadlines, tombs, wishes, meta = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local owner, linger = ARGV[1], tonumber(ARGV[2])
 
 local clock = redis.call('TIME')
@@ -39,24 +40,13 @@ local function bury(tombstone)
   redis.call('PEXPIRE', tombs, digits(linger))
 end
 
--- A waiter whose deadline has passed has stopped asking. One range deletion, one intersection: no loop over waiters.
-local function purge_waiters()
-  if redis.call('ZREMRANGEBYSCORE', deadlines, '-inf', digits(now)) > 0 then
-    redis.call('ZINTERSTORE', waiters, 2, waiters, deadlines, 'WEIGHTS', 1, 0)
-    local left = redis.call('PTTL', deadlines)
-    if left > 0 then
-      redis.call('PEXPIRE', waiters, left)
-    end
-  end
-end
-
--- Whether the owner is listed, and under this fence ('0': under any).
+-- What is known of the owner ('' if nothing) if it is listed under this fence ('0': under any), else false.
 local function is_listed(fence)
   if not redis.call('ZSCORE', holders, owner) then
     return false
   end
   local known = redis.call('HGET', records, owner)
-  return fence == '0' or not known or string.sub(known, 1, #fence + 1) == fence .. ' '
+  return (fence == '0' or not known or string.sub(known, 1, #fence + 1) == fence .. ' ') and (known or '')
 end
 
 -- Whether the fence was given out before the store lost its data, or by a primary whose last writes did not reach the
@@ -65,4 +55,17 @@ local function of_an_earlier_life(fence)
   local life = redis.call('HMGET', meta, 'epoch', 'fence')
   local number = tonumber(fence)
   return not life[1] or number < tonumber(life[1]) or number > tonumber(life[2] or 0)
+end
+
+-- The next number of the shard, for a fence or a ticket: one counter, above all that were given out before the data
+-- were lost.
+local function next_number()
+  local life = redis.call('HMGET', meta, 'fence', 'epoch')
+  local number = digits(math.max(tonumber(life[1] or 0) + 1, now))
+  if life[2] then
+    redis.call('HSET', meta, 'fence', number)
+  else
+    redis.call('HSET', meta, 'fence', number, 'epoch', number)
+  end
+  return number
 end

@@ -1,23 +1,33 @@
--- ARGV: owner, linger (ms), fence, ttl of the completion record (ms). KEYS[7], if given: the completion record.
+-- ARGV: owner, linger (ms), fence, ttl of the completion record (ms). KEYS[8], if given: the completion record.
 -- Returns 1: released. 0: was not listed. -1: its place had been given away.
 
 local fence = ARGV[3]
 
-local listed = is_listed(fence)
-if listed then
+local known = is_listed(fence)
+if known then
   redis.call('ZREM', holders, owner)
   redis.call('HDEL', records, owner, mark_of(owner))
 end
+if fence == '0' then
+  redis.call('ZREM', waiters, owner)
+  redis.call('ZREM', deadlines, owner)
+  redis.call('HDEL', wishes, owner)
+end
 -- Also for a lease that was lost meanwhile: the record says that the work was done, not who may do it.
-if KEYS[7] then
-  redis.call('SET', KEYS[7], '1', 'PX', ARGV[4])
+if KEYS[8] then
+  redis.call('SET', KEYS[8], '1', 'PX', ARGV[4])
 end
 -- An acquire of unknown outcome (fence 0, below every epoch) may still be under way, and a renewal under way would
 -- re-assert a lease of an earlier life: neither may bring back what is released here.
 if of_an_earlier_life(fence) then
   bury(barred(owner))
 end
-if listed then
-  return 1
+local answer = known and 1 or redis.call('ZSCORE', tombs, owner) and -1 or 0
+if redis.call('EXISTS', waiters, deadlines) == 0 then
+  return answer
 end
-return redis.call('ZSCORE', tombs, owner) and -1 or 0
+
+-- include: queue
+purge()
+settle(nil, known and string.match(known, '^%d+ 1 '))
+return answer

@@ -17,9 +17,11 @@ if fence == '0' or redis.call('ZSCORE', tombs, barred(owner)) or not of_an_earli
   return GONE
 end
 
+-- include: queue
 local limit = tonumber(ARGV[5])
-purge_waiters()
-if redis.call('ZCARD', holders) >= limit or redis.call('EXISTS', waiters) == 1 then
+-- Waiters that are back sooner than the holder wait on; only one that was offered a place has taken it.
+purge()
+if redis.call('ZCARD', holders) >= limit then
   bury(owner) -- the verdict stands, also when this answer does not arrive and the key is free at the next renewal
   return LOST
 end

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from importlib.resources import files
 
-__all__ = ["ACQUIRE", "RELEASE", "RENEW", "Script", "bulk", "command"]
+__all__ = [
+    "ACQUIRE",
+    "CONFIRM",
+    "ENQUEUE",
+    "HOLDERS",
+    "POLL",
+    "RELEASE",
+    "RENEW",
+    "WITHDRAW",
+    "Script",
+    "bulk",
+    "command",
+]
 
 
 def bulk(argument: bytes) -> bytes:
@@ -19,38 +32,52 @@ def command(*arguments: bytes) -> bytes:
     return b"*%d\r\n%b" % (len(arguments), b"".join(map(bulk, arguments)))
 
 
+_INCLUDE = re.compile(rb"^-- include: (\w+)$", re.MULTILINE)
+
+
+def _source(name: str) -> bytes:
+    return files(__package__).joinpath(f"{name}.lua").read_bytes()
+
+
 class Script:
-    """One script: the common prelude and a file of its own.
+    """One script: the common prelude and a file of its own, in which ``-- include: name`` stands for another file.
 
     Arguments:
         name: of the ``.lua`` file.
-        arguments: how many it takes in ``ARGV``.
     """
 
-    def __init__(self, name: str, arguments: int) -> None:
-        folder = files(__package__)
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.body = b"\n".join(folder.joinpath(f"{part}.lua").read_bytes() for part in ("prelude", name))
-        sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
+        own = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
+        self.body = _source("prelude") + b"\n" + own
+        self._sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
         self.load = command(b"SCRIPT", b"LOAD", self.body)
-        self._heads = {
-            keys: b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(sha) + bulk(b"%d" % keys))
-            for keys in (6, 7)
-        }
+        self._heads: dict[tuple[int, int], bytes] = {}
 
-    def call(self, packed: bytes, arguments: Iterable[bytes], extra: bytes | None = None) -> bytes:
+    def call(self, packed: bytes, arguments: Sequence[bytes], extra: bytes | None = None) -> bytes:
         """Return the call as it is sent.
 
         Arguments:
             packed: the lock's keys, from :meth:`Layout.packed`.
             arguments: the script's ``ARGV``.
-            extra: the seventh key, or None.
+            extra: the eighth key, or None.
         """
-        if extra is None:
-            return self._heads[6] + packed + b"".join([b"$%d\r\n%b\r\n" % (len(a), a) for a in arguments])
-        return self._heads[7] + packed + bulk(extra) + b"".join(map(bulk, arguments))
+        counts = 7 if extra is None else 8, len(arguments)
+        head = self._heads.get(counts) or self._head(*counts)
+        rest = b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
+        return head + packed + rest if extra is None else head + packed + bulk(extra) + rest
+
+    def _head(self, keys: int, arguments: int) -> bytes:
+        head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self._sha) + bulk(b"%d" % keys))
+        self._heads[keys, arguments] = head
+        return head
 
 
-ACQUIRE = Script("acquire", 6)
-RENEW = Script("renew", 5)
-RELEASE = Script("release", 4)
+ACQUIRE = Script("acquire")
+RENEW = Script("renew")
+RELEASE = Script("release")
+ENQUEUE = Script("enqueue")
+POLL = Script("poll")
+CONFIRM = Script("confirm")
+WITHDRAW = Script("withdraw")
+HOLDERS = Script("holders")

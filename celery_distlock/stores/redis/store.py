@@ -31,7 +31,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -41,31 +42,25 @@ from redis.exceptions import NoScriptError, ResponseError
 from celery_distlock.errors import LockConfigError, StoreUnavailable
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Renewal, deadline_of
 from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.redis import arguments
 from celery_distlock.stores.redis.address import client_of, connection_maker, name_of, split_timeout
 from celery_distlock.stores.redis.connection import Answer, Connections
 from celery_distlock.stores.redis.layout import Layout
-from celery_distlock.stores.redis.scripts import ACQUIRE, RELEASE, RENEW, Script, command
+from celery_distlock.stores.redis.queueing import RedisQueueing
+from celery_distlock.stores.redis.scripts import ACQUIRE, HOLDERS, RELEASE, RENEW, Script, command
 
 __all__ = ["RedisStore"]
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a condemned holder has to speak up.
-_GRACE = 0.1
-#: Seconds that tombstones, and the data of expired holders nobody has replaced, are kept.
-_LINGER = 3600.0
-_GRACE_US, _LINGER_MS = b"%d" % round(_GRACE * 1e6), b"%d" % round(_LINGER * 1e3)
 #: The second asking evicts; a third is for holders that expired in between.
 _ASKS = 3
 #: Seconds that the first operation may take longer because settings are looked at.
 _CHECK_TIMEOUT = 0.5
 _SCAN_COUNT = 1000
 
-_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
-_quote = json.encoder.encode_basestring_ascii
 
-
-class RedisStore(LockStore):
+class RedisStore(RedisQueueing, LockStore):
     """A store in Redis.
 
     Arguments:
@@ -99,11 +94,13 @@ class RedisStore(LockStore):
             client = client_of(url, client_options)
         seconds = _seconds(2.0 if timeout is None else timeout)
         make = connection_maker(client)
+        self._listeners = weakref.WeakSet()
         assert client is not None
         self.name = name_of(client)
         self.prefix = prefix
         self._layout = Layout(prefix)
         self._timeout = seconds
+        self._make = make
         self._connections = Connections(make, timeout=seconds, name=self.name)
         # Inherited by forked children, so that a worker says it once and not once per child.
         self._checked = False
@@ -135,18 +132,7 @@ class RedisStore(LockStore):
             StoreUnavailable: there was no answer.
         """
         done = claim.completion
-        call = ACQUIRE.call(
-            self._layout.packed(claim.key),
-            (
-                claim.owner.encode(),
-                _LINGER_MS,
-                b"%d" % round(claim.ttl * 1e6),
-                b"%d" % claim.limit,
-                _encoded(claim.record),
-                _GRACE_US,
-            ),
-            None if done is None else self._layout.completion(done.key, done.run),
-        )
+        call = ACQUIRE.call(self._layout.packed(claim.key), arguments.of_claim(claim), self._layout.completion_of(done))
         end = time.monotonic() + self._timeout
         answer = self._run(ACQUIRE, [call])
         for _ in range(_ASKS - 1):
@@ -179,7 +165,7 @@ class RedisStore(LockStore):
                 self._layout.packed(lease.key),
                 (
                     lease.owner.encode(),
-                    _LINGER_MS,
+                    arguments.LINGER,
                     b"%d" % lease.fence,
                     b"%d" % round(lease.ttl * 1e6),
                     b"%d" % lease.limit,
@@ -204,11 +190,11 @@ class RedisStore(LockStore):
                     self._layout.packed(lease.key),
                     (
                         lease.owner.encode(),
-                        _LINGER_MS,
+                        arguments.LINGER,
                         b"%d" % lease.fence,
                         b"0" if done is None else _milliseconds(done.ttl),
                     ),
-                    None if done is None else self._layout.completion(done.key, done.run),
+                    self._layout.completion_of(done),
                 )
             )
         answer = self._run(RELEASE, calls)
@@ -261,7 +247,9 @@ class RedisStore(LockStore):
         return self._warnings()
 
     def close(self) -> None:
-        """Close this process's idle connections."""
+        """Close this process's idle connections, and its listeners for good."""
+        for listener in list(self._listeners):
+            listener.close()
         self._connections.close()
 
     def _warnings(self, give_up: float | None = None) -> list[str]:
@@ -275,19 +263,10 @@ class RedisStore(LockStore):
         ]
 
     def _holders_of(self, keys: Sequence[str]) -> list[Holder]:
-        commands = [command(b"TIME")]
-        for key in keys:
-            commands.append(command(b"ZRANGE", self._layout.of_kind("h", key), b"0", b"-1", b"WITHSCORES"))
-            commands.append(command(b"HGETALL", self._layout.of_kind("r", key)))
-        clock, *replies = self._ask(commands).replies
-        now = int(clock[0]) * 1_000_000 + int(clock[1])
+        calls = [HOLDERS.call(self._layout.packed(key), (b"", arguments.LINGER)) for key in keys]
         found: list[Holder] = []
-        for key, listed, known in zip(keys, replies[::2], replies[1::2], strict=True):
-            records = known if isinstance(known, dict) else dict(zip(known[::2], known[1::2], strict=True))
-            flat: list[Any] = []
-            for pair in _pairs(listed):
-                flat += (*pair, records.get(pair[0], b""))
-            found += _holders(key, now, flat)
+        for key, (now, *flat) in zip(keys, self._run(HOLDERS, calls).replies, strict=True):
+            found += _holders(key, int(now), flat)
         return found
 
     def _run(self, script: Script, calls: list[bytes], give_up: float | None = None) -> Answer:
@@ -344,36 +323,15 @@ class RedisStore(LockStore):
         return None
 
 
-def _encoded(record: Mapping[str, Any]) -> bytes:
-    """Return the record as a JSON object; by hand for what tasks tell, since the encoder costs as much as the rest."""
-    parts = []
-    for name, value in record.items():
-        if type(value) is str:
-            parts.append(f'"{name}":{_quote(value)}')
-        elif type(value) is int or type(value) is float:
-            parts.append(f'"{name}":{value!r}')
-        else:
-            return _encode(dict(record)).encode()
-    if "since" not in record:
-        parts.append(f'"since":{time.time()!r}')
-    return f"{{{','.join(parts)}}}".encode()
-
-
-def _pairs(listed: list[Any]) -> Iterator[tuple[bytes, Any]]:
-    # RESP 3 nests them.
-    if listed and isinstance(listed[0], list):
-        yield from ((owner, score) for owner, score in listed)
-    else:
-        yield from zip(listed[::2], listed[1::2], strict=True)
-
-
 def _holders(key: str, now: int, flat: Sequence[Any]) -> list[Holder]:
-    """Make holders of owner, expiry, record, owner, … and put the oldest first."""
+    """Make holders of owner, expiry, record, mark of an offer, owner, … and put the oldest first."""
     found: list[Holder] = []
-    for owner, expiry, value in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+    for owner, expiry, value, offered in zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True):
         fence, _, rest = value.partition(b" ")
         told: dict[str, Any] = json.loads(rest.partition(b" ")[2] or b"{}")
         told.update(key=key, owner=owner.decode(), fence=int(fence or 0), remaining=(float(expiry) - now) / 1e6)
+        if offered:
+            told["offered"] = True
         found.append(told)  # type: ignore[arg-type]  # the holder told it; a TypedDict checks nothing at run time
     return sorted(found, key=lambda holder: holder["fence"])
 
