@@ -21,7 +21,8 @@ import pytest
 import redis
 
 from celery_distlock import Lock, line
-from celery_distlock.errors import LockTimeout, StoreUnavailable
+from celery_distlock.errors import DistLockError, LockTimeout, StoreUnavailable
+from celery_distlock.held import frames
 from celery_distlock.lease import Claim, Lease, new_owner
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore, Queueing
@@ -69,6 +70,16 @@ for _ in range(threads):
 def waiting(server: redis.Redis, key: str = "k") -> int:
     """Return how many stand in the line."""
     return int(server.zcard(Layout("distlock").of_kind("w", key)))
+
+
+@pytest.fixture(autouse=True)
+def no_lock_outlives_its_test() -> Iterator[None]:
+    """Give back what the test holds at its end: the code of the next one runs on the same stack."""
+    yield
+    for frame in list(frames()):
+        with contextlib.suppress(DistLockError):
+            frame.subject.release()
+    frames().clear()
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_killed_connections_are_replaced_unnoticed(store: RedisStore, redis_url:
     for known in behind.client.client_list():
         if known["db"] == db and int(known["id"]) != mine:
             killed += behind.client.client_kill_filter(_id=known["id"])
-    assert killed == 1
+    assert killed >= 1
     assert store.renew([lease]) == [Renewal.HELD]
 
 
