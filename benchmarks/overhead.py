@@ -30,7 +30,7 @@ from benchmarks import tasks
 from tests.support.redis_server import RedisServer
 from tests.support.workers import Pool, Settings, Worker
 
-KINDS = ("bare", "locked", "locked_keyed", "locked_late", "bare_late")
+KINDS = ("bare", "floor", "locked", "locked_keyed", "locked_late", "bare_late")
 
 
 @contextmanager
