@@ -89,10 +89,12 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
             if exc_info is None:
                 self._end()
                 return
-        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
-        # A time limit is reported before the child is even signalled; the warden waits for its death.
-        if return_ok or not isinstance(error, TimeLimitExceeded):
-            self._end()
+        try:
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        finally:
+            # A time limit is reported before the child is even signalled; the warden waits for its death.
+            if return_ok or not isinstance(error, TimeLimitExceeded):
+                self._end()
 
     def _aborted(self, error: LockLost) -> Any:
         """Return what to report for a child that we killed; None if it had stored its success before."""
