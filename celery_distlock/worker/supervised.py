@@ -68,7 +68,7 @@ class Supervised(Kept):
         state = self.cell.state
         if state >= cells.ASKING and self.child is None:
             # The pool has not told, and after a reconnect it never will: the executor itself says who it is.
-            self.warden.begun(self, self.cell.pid)
+            self.warden.found_executor(self, self.cell.pid)
         if state != cells.GRANTED:
             return None
         view = self.cell.view()

@@ -131,9 +131,9 @@ class Warden:
         # In a thread pool it may have stood in line since it was admitted.
         self._suspect(supervised.request)
         supervised.accepted = True
-        self.begun(supervised, pid)
+        self.found_executor(supervised, pid)
 
-    def begun(self, supervised: Supervised, pid: int) -> None:
+    def found_executor(self, supervised: Supervised, pid: int) -> None:
         """Watch the child that executes a request. Known from the pool, or else from the request's cell."""
         if supervised.child is not None or not getattr(self.worker.pool, "uses_semaphore", False):
             # Only prefork has executors that die alone.
