@@ -9,6 +9,15 @@ Everything is a fixture (``tests/conftest.py``); what a fixture returns is docum
                              .freeze() .thaw() .client(db=0, **options) .url .url_of(db) .socket_url .host .port``;
                              options: ``options=[…]``, ``password=``, ``replica_of=``, ``unix_socket=True``
 ``rabbitmq_url``             the URL of an empty virtual host of the run's RabbitMQ (``rabbitmq``)
+``zookeeper_url``            the URL of an empty chroot of the run's standalone ZooKeeper (``zookeeper_server``)
+``private_zookeeper(…)``     a :class:`~.zookeeper_server.ZooKeeperServer` the test may break: ``.stop() .kill()
+                             .restart(without_data=False) .freeze() .thaw() .url .hosts .fresh_chroot()
+                             .client(chroot, **options) .command("mntr") .mode .sessions() .expire(client)``; options:
+                             ``tick=0.2``, ``max_session=60.0``, ``config=["…=…"]``, ``properties={…}``
+``ensemble``                 the run's :class:`~.zookeeper_ensemble.ZooKeeperEnsemble` of three, which the test may
+                             break: ``.servers .leader() .followers() .kill(*servers) .lose_quorum() .restore() .url
+                             .hosts .fresh_chroot() .client()``; whole again after the test
+``ensemble_url``             the URL of an empty chroot of it, naming every member
 ``proxy(server)``            a :class:`~.proxy.Proxy` in front of it: ``.url(url)``, ``.cut() .refuse() .accept()
                              .pause("server"|"client") .resume() .delay(seconds, …) .half_close(to)``;
                              ``.swallow_reply(b"EVALSHA")`` and ``.swallow_request(…)`` return a
