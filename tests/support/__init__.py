@@ -50,6 +50,9 @@ do::
         journal.wait_for("end", count=10, key="a")
         assert journal.overlaps() == []
 
+Whether two holders ever believed in one lock at once, whatever was broken meanwhile, is told by a
+:class:`~.contest.Contest` of processes: ``.holder() .everybody_holds_again() .end()``.
+
 For anything else: :func:`.waiting.eventually` ``(predicate, timeout, what)``, :class:`.process.Process`, and
 :func:`.process.is_running`. A missing server skips a test with a reason; with ``CI`` in the environment it fails it.
 Every test has workers of its own, and waits for the journal, a log or a result; it never sleeps.
