@@ -13,7 +13,8 @@ Everything is a fixture (``tests/conftest.py``); what a fixture returns is docum
 ``private_zookeeper(…)``     a :class:`~.zookeeper_server.ZooKeeperServer` the test may break: ``.stop() .kill()
                              .restart(without_data=False) .freeze() .thaw() .url .hosts .fresh_chroot()
                              .client(chroot, **options) .command("mntr") .mode .sessions() .expire(client)``; options:
-                             ``tick=0.2``, ``max_session=60.0``, ``config=["…=…"]``, ``properties={…}``
+                             ``tick=0.2``, ``max_session=60.0``, ``config=["…=…"]``, ``users={name: password}`` (SASL),
+                             ``tls="server"|"client"`` (``.tls_port .certificates``)
 ``ensemble``                 the run's :class:`~.zookeeper_ensemble.ZooKeeperEnsemble` of three, which the test may
                              break: ``.servers .leader() .followers() .kill(*servers) .lose_quorum() .restore() .url
                              .hosts .fresh_chroot() .client()``; whole again after the test

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from kazoo.client import KazooClient
 
+from tests.support.certificates import make_certificates
 from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.waiting import eventually
@@ -21,9 +22,10 @@ __all__ = ["Mode", "ZooKeeperServer", "connected", "executable"]
 
 Mode = Literal["standalone", "leader", "follower"]
 
-_JAR = Path("/usr/share/java/zookeeper.jar")
-# Prints warnings; without it ZooKeeper is mute.
-_LOGGER = Path("/usr/share/java/slf4j-simple.jar")
+_JARS = Path("/usr/share/java")
+_JAR = _JARS / "zookeeper.jar"
+#: What it does not name itself: a logger, without which it is mute, and what TLS needs.
+_MORE_JARS = [_JARS / f"{name}.jar" for name in ("slf4j-simple", "netty-codec", "netty-resolver")]
 _QUICK_START = ("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 _PROPERTIES = {
     "org.slf4j.simpleLogger.defaultLogLevel": "warn",
@@ -66,7 +68,9 @@ class ZooKeeperServer:
         tick: seconds (``tickTime``).
         max_session: the longest session time-out that it grants, in seconds.
         config: lines for ``zoo.cfg``, e.g. ``["maxClientCnxns=2"]``.
-        properties: Java system properties, e.g. ``{"java.security.auth.login.config": "…"}``.
+        users: name → password of those who may log in by SASL (DIGEST-MD5).
+        tls: encrypt a second port, ``tls_port``, on which a client's certificate is wanted (``"client"``) or not
+            (``"server"``); see ``certificates``.
         myid: the number of a member of an ensemble; ``config`` then names the members (``server.N=…``).
     """
 
@@ -77,7 +81,8 @@ class ZooKeeperServer:
         tick: float = 0.2,
         max_session: float = 60.0,
         config: Sequence[str] = (),
-        properties: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None,
+        tls: Literal["server", "client"] | None = None,
         myid: int | None = None,
     ) -> None:
         java = executable()
@@ -99,15 +104,35 @@ class ZooKeeperServer:
             "maxClientCnxns=0",
             "admin.enableServer=false",
             "4lw.commands.whitelist=*",
+            *(self._with_tls(tls) if tls else ()),
+            *(["authProvider.1=org.apache.zookeeper.server.auth.SASLAuthenticationProvider"] if users else ()),
             *config,
         ]
         (folder / "zoo.cfg").write_text("".join(f"{line}\n" for line in lines))
         main = "ZooKeeperServerMain" if myid is None else "quorum.QuorumPeerMain"
         self._argv = [java, *_QUICK_START]
-        self._argv += [f"-D{name}={value}" for name, value in {**_PROPERTIES, **(properties or {})}.items()]
-        self._argv += ["-cp", f"{_JAR}:{_LOGGER}", f"org.apache.zookeeper.server.{main}", str(folder / "zoo.cfg")]
+        self._argv += [f"-D{name}={value}" for name, value in _PROPERTIES.items()]
+        if users:
+            entries = "".join(f'\n  user_{name}="{password}"' for name, password in users.items())
+            login = "org.apache.zookeeper.server.auth.DigestLoginModule required"
+            (folder / "jaas.conf").write_text(f"Server {{\n  {login}{entries};\n}};\n")
+            self._argv.append(f"-Djava.security.auth.login.config={folder / 'jaas.conf'}")
+        classes = ":".join(map(str, (_JAR, *_MORE_JARS)))
+        self._argv += ["-cp", classes, f"org.apache.zookeeper.server.{main}", str(folder / "zoo.cfg")]
         self._chroots = itertools.count(1)
         self.start()
+
+    def _with_tls(self, tls: str) -> list[str]:
+        self.certificates = make_certificates(self.folder / "certificates")
+        self.tls_port = free_port()
+        return [
+            "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory",
+            f"secureClientPort={self.tls_port}",
+            f"secureClientPortAddress={self.host}",
+            f"ssl.keyStore.location={self.certificates.server}",
+            f"ssl.trustStore.location={self.certificates.authority}",
+            f"ssl.clientAuth={'need' if tls == 'client' else 'none'}",
+        ]
 
     def __repr__(self) -> str:
         return repr(self.process)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from urllib.parse import urlsplit
 
 import pytest
 from kazoo.client import KazooClient, KazooState
-from kazoo.exceptions import NoNodeError
+from kazoo.exceptions import NoAuthError, NoNodeError
 from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.security import CREATOR_ALL_ACL
 
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -77,6 +81,36 @@ def test_chroots_are_empty_and_apart(zookeeper_server: ZooKeeperServer, zookeepe
         with connected(of_url(url)) as client:
             assert client.get_children("/") == []
             client.create("/left", b"over")
+
+
+@pytest.mark.parametrize("tls", ["server", "client"])
+def test_an_encrypted_port_wants_a_certificate_where_it_was_told_to(
+    private_zookeeper: StartZooKeeper, tls: str
+) -> None:
+    server = private_zookeeper(tls=tls)
+    authority, own = str(server.certificates.authority), str(server.certificates.client)
+    with connected(f"localhost:{server.tls_port}", use_ssl=True, ca=authority, certfile=own, keyfile=own) as client:
+        client.create("/a")
+
+    unknown = ssl.create_default_context(cafile=authority)
+    with (
+        socket.create_connection((server.host, server.tls_port), timeout=10) as wire,
+        pytest.raises((ssl.SSLError, ConnectionError)) if tls == "client" else nullcontext(),
+        unknown.wrap_socket(wire, server_hostname="localhost") as encrypted,
+    ):
+        encrypted.sendall(b"ruok")
+        assert encrypted.recv(4) == b"imok"
+
+
+def test_users_log_in_by_sasl(private_zookeeper: StartZooKeeper) -> None:
+    pytest.importorskip("puresasl")
+    server = private_zookeeper(users={"alice": "secret"})
+    alice = {"mechanism": "DIGEST-MD5", "username": "alice", "password": "secret"}
+    with server.client(sasl_options=alice) as client:
+        client.create("/a", acl=CREATOR_ALL_ACL)
+        assert client.get_acls("/a")[0][0].id.id == "alice"
+    with server.client() as nobody, pytest.raises(NoAuthError):
+        nobody.get("/a")
 
 
 def test_an_expired_session_is_lost_and_its_ephemeral_nodes_are_gone(
