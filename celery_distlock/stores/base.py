@@ -34,6 +34,14 @@ class LockStore(ABC):
     #: The name space within it: the same key under another prefix is another lock.
     prefix: str = ""
 
+    def lease_ttl(self, asked: float) -> float:
+        """Return how long a lease will be believed whose claim asks for so many seconds, as far as is known now.
+
+        It is what was asked for, unless the store's leases live as long as a session of its client. What counts in the
+        end is the lease's own ``ttl``.
+        """
+        return asked
+
     @abstractmethod
     def acquire(self, claim: Claim) -> Lease | Contended | Completed:
         """Try once to get the key; never wait for its holder.

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 
+from celery_distlock.lease import Lease
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.testing import QueueingContract
+from tests.stores.zookeeper import SHORT_SESSION, expire_session
+from tests.support.proxy import Proxy
+from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
+from tests.support.zookeeper_server import ZooKeeperServer
+
+StartProxy = Callable[[ZooKeeperServer], Proxy]
 
 
 class TestMemoryStore(QueueingContract):
@@ -36,3 +43,57 @@ class TestRedisStore(QueueingContract):
     def other_store(self, redis_url: str) -> Iterator[LockStore]:
         with closing(open_store(redis_url, prefix="contract")) as store:
             yield store
+
+
+class InZooKeeper(QueueingContract):
+    """What both kinds of servers have in common. The client whose leases expire talks through a proxy."""
+
+    sessions = True
+    keeps_tickets = False
+
+    @pytest.fixture
+    def store(self, url: str) -> Iterator[LockStore]:
+        with closing(open_store(url, prefix="contract")) as store:
+            yield store
+
+    @pytest.fixture
+    def other_store(self, url: str) -> Iterator[LockStore]:
+        with closing(open_store(url, prefix="contract")) as store:
+            yield store
+
+    @pytest.fixture
+    def mortal_store(self, server: ZooKeeperServer, url: str, proxy: StartProxy) -> Iterator[LockStore]:
+        self.server, self.proxy = server, proxy(server)
+        chroot = url.rpartition("/")[2]
+        address = f"zookeeper://{self.proxy.host}:{self.proxy.port}/{chroot}?session_timeout={SHORT_SESSION}"
+        with closing(open_store(address, prefix="contract")) as store:
+            self.mortal = store
+            yield store
+
+    def expire(self, *leases: Lease, meanwhile: Callable[[], object] = lambda: None) -> None:
+        meanwhile()
+        expire_session(self.server, self.mortal)
+
+    def fall_silent(self, lease: Lease) -> None:
+        self.proxy.refuse()
+        self.proxy.cut()
+
+
+class TestZooKeeperStore(InZooKeeper):
+    @pytest.fixture
+    def server(self, zookeeper_server: ZooKeeperServer) -> ZooKeeperServer:
+        return zookeeper_server
+
+    @pytest.fixture
+    def url(self, zookeeper_url: str) -> str:
+        return zookeeper_url
+
+
+class TestZooKeeperStoreOnAnEnsemble(InZooKeeper):
+    @pytest.fixture
+    def server(self, ensemble: ZooKeeperEnsemble) -> ZooKeeperServer:
+        return ensemble.followers()[0]
+
+    @pytest.fixture
+    def url(self, ensemble_url: str) -> str:
+        return ensemble_url

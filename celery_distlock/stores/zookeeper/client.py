@@ -1,0 +1,105 @@
+"""Kazoo's client, as we need it: it tells the negotiated time-out, and connects and reconnects in bounded time."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from kazoo.client import KazooClient
+from kazoo.handlers.threading import SequentialThreadingHandler
+from kazoo.protocol.connection import ConnectionHandler
+from kazoo.retry import KazooRetry
+
+from celery_distlock.stores.zookeeper.address import Address
+
+__all__ = ["Client", "retry_of"]
+
+#: The pauses between two tries to connect double from the first to the last; in seconds.
+_FIRST_PAUSE, _LAST_PAUSE = 0.05, 0.5
+
+
+class _Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
+    """Remembers what the server made of the session time-out that was asked for."""
+
+    #: Seconds.
+    negotiated = 0.0
+
+    def _connect(self, *args: Any) -> Any:
+        read_timeout, connect_timeout = super()._connect(*args)
+        # What kazoo makes of it: two thirds, in milliseconds.
+        self.negotiated = read_timeout * 1.5 / 1000
+        return read_timeout, connect_timeout
+
+
+class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
+    """A client for one session after the other."""
+
+    def __init__(self, address: Address) -> None:
+        handler = _handler(address.timeout)
+        super().__init__(
+            hosts=address.hosts,
+            timeout=address.session_timeout,
+            handler=handler,
+            connection_retry=retry_of(handler, _FIRST_PAUSE, _LAST_PAUSE),
+            **address.client,
+        )
+        # In the place of the one that kazoo has just made.
+        old = self.__dict__["_connection"]
+        self._connection: Any = _Connection(self, old.retry_sleeper, logger=old.logger, sasl_options=old.sasl_options)
+
+    @property
+    def negotiated(self) -> float:
+        """Seconds of silence after which the server ends the present session; 0.0 before there was one."""
+        return float(self._connection.negotiated)
+
+    def wait_connected(self, timeout: float) -> bool:
+        """Wait until there is a connection, and tell whether there is."""
+        return bool(self._live.wait(timeout))
+
+    def forget(self) -> None:
+        """Close the copies of the parent's sockets in a forked child, whose session goes on in the parent."""
+        connection = self._connection
+        if not isinstance(self.handler, SequentialThreadingHandler):
+            # Unlike threads, greenlets live on in a child.
+            self._stopped.set()
+        for sock in (connection._socket, connection._read_sock, connection._write_sock):
+            if sock is not None:
+                sock.close()
+
+
+def retry_of(handler: Any, first: float, last: float, deadline: float | None = None) -> KazooRetry:
+    """Return a kazoo retry: pauses double from ``first`` to ``last`` seconds, until ``deadline`` seconds are over."""
+    return KazooRetry(
+        max_tries=-1,
+        delay=first,
+        backoff=2,
+        max_jitter=0.2,
+        max_delay=last,
+        sleep_func=handler.sleep_func,
+        deadline=deadline,
+    )
+
+
+def _handler(patience: float) -> Any:
+    kind = _kind()
+
+    class Handler(kind):  # type: ignore[misc, valid-type]  # kazoo has no types
+        def create_connection(self, *args: Any, timeout: float = patience, **options: Any) -> Any:
+            # Kazoo would wait for the whole session time-out before it tries the next server.
+            return super().create_connection(*args, timeout=min(timeout, patience), **options)
+
+    return Handler()
+
+
+def _kind() -> Any:
+    # Whoever uses one of them has imported it before.
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if gevent is not None and gevent.is_module_patched("socket"):
+        from kazoo.handlers.gevent import SequentialGeventHandler
+
+        return SequentialGeventHandler
+    if eventlet is not None and eventlet.is_monkey_patched("socket"):
+        from kazoo.handlers.eventlet import SequentialEventletHandler
+
+        return SequentialEventletHandler
+    return SequentialThreadingHandler
