@@ -7,28 +7,15 @@ from typing import Any
 
 from kazoo.client import KazooClient
 from kazoo.handlers.threading import SequentialThreadingHandler
-from kazoo.protocol.connection import ConnectionHandler
 from kazoo.retry import KazooRetry
 
 from celery_distlock.stores.zookeeper.address import Address
+from celery_distlock.stores.zookeeper.connection import Connection
 
 __all__ = ["Client", "retry_of"]
 
 #: The pauses between two tries to connect double from the first to the last; in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 0.5
-
-
-class _Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
-    """Remembers what the server made of the session time-out that was asked for."""
-
-    #: Seconds.
-    negotiated = 0.0
-
-    def _connect(self, *args: Any) -> Any:
-        read_timeout, connect_timeout = super()._connect(*args)
-        # What kazoo makes of it: two thirds, in milliseconds.
-        self.negotiated = read_timeout * 1.5 / 1000
-        return read_timeout, connect_timeout
 
 
 class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
@@ -45,7 +32,9 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
         )
         # In the place of the one that kazoo has just made.
         old = self.__dict__["_connection"]
-        self._connection: Any = _Connection(self, old.retry_sleeper, logger=old.logger, sasl_options=old.sasl_options)
+        self._connection: Any = Connection(
+            self, old.retry_sleeper, patience=address.timeout, logger=old.logger, sasl_options=old.sasl_options
+        )
 
     @property
     def negotiated(self) -> float:
