@@ -49,6 +49,7 @@ class InZooKeeper(QueueingContract):
     """What both kinds of servers have in common. The client whose leases expire talks through a proxy."""
 
     sessions = True
+    claim_ttl = 0.8
     keeps_tickets = False
 
     @pytest.fixture

@@ -14,14 +14,13 @@ What is owed
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from kazoo.exceptions import KazooException, NoNodeError
+from kazoo.exceptions import KazooException, NoNodeError, NotEmptyError
 from kazoo.retry import ForceRetryError
 
 from celery_distlock.errors import StoreUnavailable
@@ -42,6 +41,7 @@ _MANY = 10_000
 #: Seconds until the next try to settle what is owed.
 _PAUSE = 1.0
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -69,12 +69,12 @@ class Entered:
         return self.line.contenders.index(self.node.contender)
 
 
-class _Bounded(dict[tuple[str, str], T]):
+class _Bounded(dict[K, T]):
     """Forgets the oldest entry when there are too many."""
 
-    def put(self, pair: tuple[str, str], value: T) -> None:
-        self.pop(pair, None)
-        self[pair] = value
+    def put(self, key: K, value: T) -> None:
+        self.pop(key, None)
+        self[key] = value
         while len(self) > _MANY:
             # Others may be doing the same.
             self.pop(next(iter(self)), None)
@@ -94,9 +94,11 @@ class Contenders:
         self.session = Session(address, self._on_connected, self._on_ended)
         self.completions = Completions(self.session, layout)
         #: Leases that this process has seen. No more than a memory: the server is asked about each.
-        self.known: _Bounded[Known] = _Bounded()
+        self.known: _Bounded[tuple[str, str], Known] = _Bounded()
         #: Owners that gave back a lease of which they did not know whether they had it.
-        self.barred: _Bounded[None] = _Bounded()
+        self.barred: _Bounded[tuple[str, str], None] = _Bounded()
+        #: Keys that were not free when they were last asked for: worth a look before anything is written.
+        self.contended: _Bounded[str, None] = _Bounded()
         self.places = Places()
         self.caretaker = Caretaker(self._care)
         self._announce = on_connected
@@ -176,28 +178,54 @@ class Contenders:
 
     # -- entering and leaving -----------------------------------------------------------------------------------------
 
-    def enter(self, claim: Claim, end: float, *, missing: bool, waiting: float = 0.0) -> Entered:
-        """Make a node for a claim, and look where it stands, in one round trip.
+    def found(self, claim: Claim, end: float, *, waiting: float = 0.0) -> Entered | None:
+        """Make a key's own node and that of its first contender, in one step and one round trip.
 
         Arguments:
-            claim: whose owner has no node.
+            claim: the first contender's.
             end: monotonic time.
-            missing: whether the key's own node is probably missing.
-            waiting: if it is to wait, the seconds for which an offer is kept for it.
+            waiting: if it is to wait for a word of its own, the seconds for which the offer is kept for it.
+
+        Returns:
+            None if the key's node exists: somebody has the key, or waits for it; or such nodes are kept here.
+        """
+        if self.layout.shared:
+            return None
+        path, first = self.layout.lock(claim.key), self.layout.first_contender(claim)
+        data = packed(claim, self.session.ttl, waiting=waiting)
+        while True:
+            answer = self.session.exchange([requests.found(path, first, data), requests.exists(first)], end)
+            made, stat = answer.replies
+            if not isinstance(made[0], NoNodeError):
+                break
+            # The very first lock of all.
+            self.session.exchange([requests.ensure(self.layout.locks)], end)
+        if any(isinstance(reply, Exception) for reply in made):
+            return None
+        if stat is None:
+            raise ForceRetryError("the session ended in between")
+        line = Line([first.rpartition("/")[2]])
+        return Entered(Node.read(line.contenders[0], first, data, stat), line, answer)
+
+    def enter(self, claim: Claim, end: float, *, waiting: float = 0.0) -> Entered | None:
+        """Make the node of another contender, and look where it stands, in one round trip.
+
+        Arguments:
+            claim: the contender's, which has no node.
+            end: monotonic time.
+            waiting: as for :meth:`found`.
+
+        Returns:
+            None if the key's own node is missing.
         """
         path, data = self.layout.lock(claim.key), packed(claim, self.session.ttl, waiting=waiting)
-        while True:
-            wanted = [requests.enter(self.layout.new_contender(claim), data), requests.children(path)]
-            answer = self.session.exchange([*([requests.create(path)] if missing else []), *wanted], end)
-            made, names = answer.replies[-2:]
-            if not isinstance(made, KazooException):
-                break
-            if not isinstance(made, NoNodeError):
-                raise made
-            # Its last contender has just removed the key's node; or there is nothing at all yet.
-            if missing and isinstance(answer.replies[0], NoNodeError):
-                self.session.exchange([requests.ensure(self.layout.lock(claim.key))], end)
-            missing = True
+        wanted = [requests.enter(self.layout.new_contender(claim), data), requests.children(path)]
+        answer = self.session.exchange(wanted, end)
+        made, names = answer.replies
+        if isinstance(made, NoNodeError):
+            if self.layout.shared:
+                self.session.exchange([requests.ensure(path)], end)
+            return None
         if isinstance(names, KazooException):
             raise ForceRetryError("the session ended in between")
         where, stat = made
@@ -207,9 +235,7 @@ class Contenders:
             # The owner has asked twice at the same time; the earlier node counts.
             self.session.exchange([requests.delete(where)], end)
             raise ForceRetryError("asked twice")
-        told = json.loads(data)
-        node = Node(line.contenders[first], where, told, stat.czxid, stat.ephemeralOwner, 0)
-        return Entered(node, line, answer)
+        return Entered(Node.read(line.contenders[first], where, data, stat), line, answer)
 
     def leave(self, wanted: Sequence[tuple[str, str]], end: float) -> list[bool]:
         """Remove nodes, given their keys and paths, and those keys' own nodes where nobody is left.
@@ -219,13 +245,18 @@ class Contenders:
         """
         if not wanted:
             return []
-        deletes = [requests.delete(path) for _, path in wanted]
-        replies = self.session.exchange([*deletes, *self.clean(key for key, _ in wanted)], end).replies
-        return [not isinstance(reply, KazooException) for reply in replies[: len(wanted)]]
+        replies = self.session.exchange([requests.delete(path) for _, path in wanted], end, self.clean(wanted)).replies
+        return [not isinstance(reply, KazooException) for reply in replies]
 
-    def clean(self, keys: Iterable[str]) -> list[requests.Request]:
-        """Return what removes keys' nodes where nobody is left."""
-        return [] if self.layout.shared else [requests.delete(self.layout.lock(key)) for key in dict.fromkeys(keys)]
+    def clean(self, pairs: Iterable[tuple[str, str]]) -> Callable[[], None]:
+        """Return what removes keys' nodes where nobody is left, and waits for no answer."""
+        keys = [] if self.layout.shared else list(dict.fromkeys(key for key, _ in pairs))
+
+        def send() -> None:
+            for key in keys:
+                self.session.send(requests.delete(self.layout.lock(key)), self._removed(key, ""))
+
+        return send
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -289,9 +320,8 @@ class Contenders:
             return
         with self.places.mutex:
             for place in self.places.take_overdue(time.monotonic()):
-                self.session.send(requests.delete(place.path), self._left(place))
-                for clean in self.clean([place.claim.key]):
-                    self.session.send(clean)
+                self.session.send(requests.delete(place.path), self._removed(place.claim.key, place.claim.owner))
+                self.clean([(place.claim.key, "")])()
 
     def care_for_places(self) -> None:
         """Have the places looked at: one of them may be due now."""
@@ -303,10 +333,12 @@ class Contenders:
         if self.completions.sweep_at <= time.monotonic():
             self.caretaker.wake()
 
-    def _left(self, place: Place) -> Callable[[object], None]:
-        def then(result: object) -> None:
-            if not isinstance(getattr(result, "exception", None), (NoNodeError, type(None))):
-                self.owe([(place.claim.key, place.claim.owner)])
+    def _removed(self, key: str, owner: str) -> Callable[[Any], None]:
+        """Return what looks at the answer to a removal; without one, it is owed."""
+
+        def then(result: Any) -> None:
+            if not isinstance(result.exception, (NoNodeError, NotEmptyError, type(None))):
+                self.owe([(key, owner)])
 
         return then
 
@@ -333,8 +365,7 @@ class Contenders:
                 for key, owner in still:
                     for contender in lines[key].all_of(owner):
                         self.session.send(requests.delete(self.path_of(key, contender)))
-                    for clean in self.clean([key]):
-                        self.session.send(clean)
+                self.clean(still)()
             # They were executed if this is answered.
             self.session.exchange([self._sync], end)
             with self._mutex:

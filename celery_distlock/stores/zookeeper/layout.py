@@ -10,7 +10,8 @@ node is made anew in another session with the sequence number of its predecessor
 path can do no harm with it. The end of the name is that of ``kazoo.recipe.lock.Lock``: on a shared path its contenders
 and ours stand in one line.
 
-A key's node is made by its first contender and removed by its last.
+A key's node is made together with that of its first contender, and removed by its last: a key whose node is missing
+is free, and whoever makes the node holds it.
 """
 
 from __future__ import annotations
@@ -133,6 +134,10 @@ class Layout:
     def new_contender(self, claim: Claim) -> str:
         """Return the path of a new contender's node, for ZooKeeper to append a sequence number."""
         return f"{self.lock(claim.key)}/{_name(claim)}"
+
+    def first_contender(self, claim: Claim) -> str:
+        """Return the path of the node of a key's first contender. ZooKeeper numbers the next one 1."""
+        return f"{self.lock(claim.key)}/{_name(claim)}{0:010d}"
 
     def anew(self, claim: Claim | Lease, old: Contender) -> str:
         """Return the path of a node that takes the place of another one of the same owner."""

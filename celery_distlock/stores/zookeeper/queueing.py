@@ -67,23 +67,31 @@ class ZooKeeperQueueing(Queueing):
 
     def _enqueue(self, claim: Claim, listener: str, end: float) -> Lease | Ticket | Contended | Completed:
         ours = self._ours
-        line, missing, done = self._look(claim, end)
-        if done is not None:
-            return done
         if (claim.key, claim.owner) in ours.barred:
             return Contended(claim.key)
-        index = line.index_of(claim.owner)
-        if index is None:
-            patience = 0.0 if line.admits(claim.limit) else self.claim_ttl
-            entered = ours.enter(claim, end, missing=missing, waiting=patience)
+        missing = claim.completion is None and ours.places.find(claim.key, claim.owner) is None
+        while True:
+            if missing and (entered := ours.found(claim, end)) is not None:
+                return ours.granted(claim, entered.node, entered.answer)
+            line, missing, done = self._look(claim, end)
+            if done is not None:
+                return done
+            index = line.index_of(claim.owner)
+            if index is not None:
+                if index < line.placed:
+                    return self._take_again(claim, line.contenders[index], end)
+                place = self._kept(claim, line.contenders[index], listener, end)
+                break
+            if missing and not self._layout.shared:
+                continue
+            entered = ours.enter(claim, end, waiting=0.0 if line.admits(claim.limit) else self.claim_ttl)
+            if entered is None:
+                continue
             line, index = entered.line, entered.index
             if index < line.placed:
                 return ours.take(claim, entered.node, entered.answer, end)
             place = self._keep(claim, entered, listener)
-        elif index < line.placed:
-            return self._take_again(claim, line.contenders[index], end)
-        else:
-            place = self._kept(claim, line.contenders[index], listener, end)
+            break
         self._watch(place, line, index)
         return Ticket(claim, place.number, index - line.placed)
 
@@ -116,7 +124,7 @@ class ZooKeeperQueueing(Queueing):
                 continue
             index, number = line.index_of(claim.owner), place.number
             if index is None:
-                entered = ours.enter(claim, end, missing=not line.contenders, waiting=self.claim_ttl)
+                entered = self._enter_again(claim, end)
                 kept = self._keep(claim, entered, listener)
                 line, index, number = entered.line, entered.index, kept.number
                 lines[place.key] = line
@@ -230,6 +238,14 @@ class ZooKeeperQueueing(Queueing):
         return listener
 
     # -- places -------------------------------------------------------------------------------------------------------
+
+    def _enter_again(self, claim: Claim, end: float) -> Entered:
+        while True:
+            entered = self._ours.enter(claim, end, waiting=self.claim_ttl)
+            if entered is None:
+                entered = self._ours.found(claim, end, waiting=self.claim_ttl)
+            if entered is not None:
+                return entered
 
     def _keep(self, claim: Claim, entered: Entered, listener: str) -> Place:
         node = entered.node

@@ -7,7 +7,21 @@ from typing import Any
 
 from celery_distlock.stores.zookeeper.session import Request
 
-__all__ = ["Request", "children", "create", "delete", "ensure", "enter", "get", "put", "replace", "sync", "with_record"]
+__all__ = [
+    "Request",
+    "children",
+    "create",
+    "delete",
+    "ensure",
+    "enter",
+    "exists",
+    "found",
+    "get",
+    "put",
+    "replace",
+    "sync",
+    "with_record",
+]
 
 
 def sync(path: str) -> Request:
@@ -28,6 +42,23 @@ def get(path: str, watch: Callable[[Any], None] | None = None) -> Request:
 def enter(path: str, data: bytes) -> Request:
     """Create an ephemeral node with a sequence number; the answer is its path and its stat."""
     return lambda client: client.create_async(path, data, ephemeral=True, sequence=True, include_data=True)
+
+
+def found(path: str, first: str, data: bytes) -> Request:
+    """Create a node that stays, and its first child, ephemeral, in one step."""
+
+    def send(client: Any) -> Any:
+        transaction = client.transaction()
+        transaction.create(path)
+        transaction.create(first, data, ephemeral=True)
+        return transaction.commit_async()
+
+    return send
+
+
+def exists(path: str) -> Request:
+    """Ask for a node's stat; None if there is no such node."""
+    return lambda client: client.exists_async(path)
 
 
 def create(path: str, data: bytes = b"") -> Request:

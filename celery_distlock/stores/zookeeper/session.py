@@ -128,12 +128,13 @@ class Session:
             cause = exc.__context__ if isinstance(exc.__context__, KazooException) else exc
             raise StoreUnavailable(self._address.name, str(cause) or type(cause).__name__) from cause
 
-    def exchange(self, requests: Sequence[Request], end: float) -> Answer:
+    def exchange(self, requests: Sequence[Request], end: float, then: Callable[[], None] | None = None) -> Answer:
         """Send these requests in one go, and wait for the answers.
 
         Arguments:
             requests: may be none.
             end: monotonic time.
+            then: called when they have been sent.
 
         Raises:
             KazooException: the connection was lost, or the server refused to serve us; see :meth:`run`.
@@ -141,6 +142,8 @@ class Session:
         client = self._connected(end)
         sent = time.monotonic()
         pending = [request(client) for request in requests]
+        if then is not None:
+            then()
         replies: list[Any] = []
         for one in pending:
             try:

@@ -96,7 +96,11 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
 
     def _acquire(self, claim: Claim, end: float) -> Lease | Contended | Completed:
         ours, key = self._ours, claim.key
+        barred = (key, claim.owner) in ours.barred
+        missing = not barred and claim.completion is None and key not in ours.contended
         while True:
+            if missing and (entered := ours.found(claim, end)) is not None:
+                return ours.granted(claim, entered.node, entered.answer)
             line, missing, done = self._look(claim, end)
             if done is not None:
                 return done
@@ -107,8 +111,10 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
                 # It is in nobody's interest: a create of ours whose answer was lost.
                 ours.leave([(key, ours.path_of(key, line.contenders[index]))], end)
                 index = None
-            if index is None and (key, claim.owner) not in ours.barred and line.admits(claim.limit):
-                entered = ours.enter(claim, end, missing=missing)
+            if index is None and not barred and line.admits(claim.limit):
+                entered = None if missing and not self._layout.shared else ours.enter(claim, end)
+                if entered is None:
+                    continue
                 line = entered.line
                 if entered.index < line.placed:
                     return ours.granted(claim, entered.node, entered.answer)
@@ -117,6 +123,7 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
             holders = tuple(node.as_holder(key, answer.ttl) for node in nodes if node is not None)
             # Our server may have been behind: it has caught up since, and if a holder is gone there may be a place.
             if len(holders) == len(nodes) or time.monotonic() >= end:
+                ours.contended.put(key, None)
                 return Contended(key, holders)
 
     def renew(self, leases: Sequence[Lease]) -> list[Renewal]:
@@ -246,10 +253,10 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
             else:
                 data = ours.completions.data(record)
                 asked.append(requests.with_record(path, self._layout.completion(record), data))
-        cleaning = ours.clean(pairs[index][0].key for index, _ in wanted)
-        replies = ours.session.exchange([*asked, *cleaning], end).replies if asked else []
+        clean = ours.clean((pairs[index][0].key, "") for index, _ in wanted)
+        replies = ours.session.exchange(asked, end, clean).replies if asked else []
         removed = []
-        for (index, path), reply in zip(wanted, replies, strict=False):
+        for (index, path), reply in zip(wanted, replies, strict=True):
             lease, record = pairs[index]
             gone = not isinstance(reply, Exception) and not (
                 isinstance(reply, list) and any(isinstance(one, Exception) for one in reply)
