@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from celery_distlock.errors import StoreUnavailable
+from celery_distlock import Lock
+from celery_distlock.errors import LockLost, StoreUnavailable
 from celery_distlock.lease import Claim, Lease, Renewal, new_owner
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
@@ -85,3 +86,30 @@ def test_a_server_that_overhears_the_request_for_a_session_is_asked_again_soon(
         with pytest.raises(StoreUnavailable):
             store.holders("k")
         eventually(lambda: between.connections >= 2, 5, "a second connection")
+
+
+def test_a_holder_is_told_at_once_that_its_session_was_ended(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str
+) -> None:
+    """Long before its next renewal."""
+    with closing(open_store(f"{zookeeper_url}?session_timeout=60")) as store, Lock("k", store=store) as lock:
+        assert lock.remaining > 30
+        zookeeper_server.expire(client_of(store))
+        eventually(lambda: not lock.held, 5, "the loss")
+        with pytest.raises(LockLost):
+            lock.check()
+        with pytest.raises(LockLost):
+            lock.release()
+        lock.acquire()
+
+
+def test_a_store_that_is_closed_is_not_used_again_by_itself(zookeeper_url: str) -> None:
+    with closing(open_store(zookeeper_url)) as store:
+        lock = Lock("k", store=store)
+        lock.acquire()
+        client = client_of(store)
+        store.close()
+        assert client.state == "LOST"
+        assert store._ours.session._client is None
+        with pytest.raises(LockLost):
+            lock.release()

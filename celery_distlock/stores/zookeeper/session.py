@@ -87,13 +87,21 @@ class Session:
     Arguments:
         address: where.
         on_connected: called in kazoo's thread whenever there is a connection (again); must not block.
-        on_ended: called in kazoo's thread when a session has ended; must not block.
+        on_ended: called when a session has ended, if by the server then in kazoo's thread; must not block.
+        on_lost: called thereafter if it was the server that ended it.
     """
 
-    def __init__(self, address: Address, on_connected: Callable[[], None], on_ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        on_connected: Callable[[], None],
+        on_ended: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
         self._address = address
         self._on_connected = on_connected
         self._on_ended = on_ended
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         self._client: Client | None = None
         #: The present session's number, or 0.
@@ -226,6 +234,7 @@ class Session:
                 self._client = None
                 _ending(client)
             self._on_ended()
+            self._on_lost()
 
 
 def _ending(client: Client) -> threading.Thread:
