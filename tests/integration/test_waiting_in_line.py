@@ -399,11 +399,11 @@ def test_a_waiter_that_is_interrupted_leaves_the_line(store: LockStore) -> None:
 
 def test_no_place_is_kept_for_a_waiter_that_vanished(store: LockStore, monkeypatch: pytest.MonkeyPatch) -> None:
     # An exception that strikes between two lines, where no handler is.
-    def vanish(self: Any, waiter: Any, end: float) -> None:
-        self._placed(waiter, self.queue.enqueue(waiter.claim))
+    def vanish(self: Any, its_line: line.Line, end: float) -> None:
+        its_line.enqueue(self)
         raise Interrupted
 
-    monkeypatch.setattr(line._Line, "wait", vanish)
+    monkeypatch.setattr(line._Blocked, "wait", vanish)
     holder = Lock("k", store=store)
     holder.acquire()
     with contextlib.suppress(Interrupted):
