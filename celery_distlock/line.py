@@ -78,6 +78,10 @@ class Waiter:
         #: Set when its place has been given up.
         self.gone = threading.Event()
 
+    def left(self) -> None:
+        """Its place has been given up. Called in the line's thread, or by who had it leave."""
+        self.gone.set()
+
     def offered(self) -> None:
         """There is, or may be, an offer to confirm. Called in any thread, more than once, and must return at once."""
 
@@ -179,7 +183,7 @@ class Line:
         self.forget(waiter)
         if waiter.asking:
             give_back(self.store, Lease.unknown(waiter.claim.key, waiter.claim.owner, waiter.claim.ttl))
-            waiter.gone.set()
+            waiter.left()
         else:
             self._leaving.append(waiter)
             self._wake.set()
@@ -272,7 +276,7 @@ class Line:
         leaving, self._leaving = self._leaving, []
         self._withdraw([waiter.claim for waiter in leaving])
         for waiter in leaving:
-            waiter.gone.set()
+            waiter.left()
 
     def _withdraw(self, claims: Sequence[Claim]) -> None:
         if not claims:
