@@ -66,5 +66,43 @@ def unrelated(seconds: float = 0.0) -> None:
 
 
 def _wait_for_gate(name: str) -> None:
-    with redis.Redis.from_url(os.environ["RESULT_BACKEND"]) as client:
+    broker, results = os.environ["BROKER_URL"], os.environ["RESULT_BACKEND"]
+    with redis.Redis.from_url(broker if broker.startswith("redis") else results, socket_timeout=None) as client:
         assert client.blpop([f"gate:{name}"], timeout=60), f"nobody opened the gate of {name}"
+
+
+@app.task(**WAIT, track_started=True)
+def tracked(self: Any, key: str) -> str:
+    """Have its state followed."""
+    with running(key, id=self.request.id):
+        return "ran"
+
+
+@app.task(**{**WAIT, "lock_on_contention": lambda task, contention: "wait"})
+def choosy(self: Any, key: str) -> str:
+    """Choose to wait."""
+    with running(key, id=self.request.id):
+        return "ran"
+
+
+@app.task(**{**WAIT, "acks_late": False, "reject_on_worker_lost": False, "lock_on_contention": lambda *_: "wait"})
+def early(self: Any, key: str) -> str:
+    """Choose to wait, without a message to park."""
+    with running(key, id=self.request.id):
+        return "ran"
+
+
+class Hooked(LockedTask):
+    """Tells of its failure."""
+
+    abstract = True
+
+    def on_failure(self, exc: Exception, task_id: str, *_: Any) -> None:
+        record("failed", id=task_id, error=type(exc).__name__)
+
+
+@app.task(**{**WAIT, "base": Hooked})
+def hooked(self: Any, key: str) -> str:
+    """Tell of its failure."""
+    with running(key, id=self.request.id):
+        return "ran"
