@@ -73,9 +73,12 @@ class Shared:
         names = ["celery", *(f"celery\x06\x16{priority}" for priority in (3, 6, 9))]
 
         def idle() -> bool:
-            # In this order: a message moves from its queue to the unacknowledged ones.
-            waiting = any(self.broker.llen(name) for name in names)
-            return not waiting and self.broker.hlen("unacked") == but_for
+            # All at one time: messages move in both directions.
+            with self.broker.pipeline() as pipe:
+                for name in names:
+                    pipe.llen(name)
+                *waiting, unacknowledged = pipe.hlen("unacked").execute()
+            return not any(waiting) and unacknowledged == but_for
 
         eventually(idle, PATIENCE, "an idle broker")
 

@@ -112,6 +112,7 @@ def test_work_whose_acknowledgement_did_not_arrive_is_not_done_again(
     # The broker stays out of reach for longer than records are collected before they are erased.
     first.wait_for_log(r"(?s)(?:Cannot connect.*){2}")
     between.accept()
+    first.wait_for_log(DONE)
     broker.wait_until_idle()
     assert received(result.id, [first]) == 2
     assert len(journal.entries("start", key="a")) == 1

@@ -14,6 +14,8 @@ from celery.result import AsyncResult, GroupResult
 from tests.support.redis_server import RedisServer
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("canvas")
+
 APP = "tests.worker.apps.contention_canvas"
 # Celery logs the failure of a chord's header with a traceback.
 EXPECTED = [r"Chord '\S+' raised", r"Chord callback"]
