@@ -173,6 +173,9 @@ def _stop_chain(task: Any, request: Any, reason: LockContended) -> None:
             group_index=options.get("group_index"),
             chord=options.get("chord"),
             delivery_info={},
+            # Where the rpc back end sends the result.
+            reply_to=request.reply_to,
+            correlation_id=options["task_id"],
         )
         task.backend.mark_as_revoked(options["task_id"], sentence, request=link, store_result=True)
 
