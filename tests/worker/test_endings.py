@@ -76,7 +76,7 @@ def test_every_ending_frees_the_key_at_once(
         with pytest.raises(WorkerLostError):
             result.get(timeout=20)
     if pool == "solo":
-        node.process.wait()
+        node.wait_stopped()
     else:
         assert tasks.succeed.delay("exit").get(timeout=20) == "exit"
     assert_nothing_left(databases.server, databases.locks)
