@@ -7,7 +7,8 @@ outcome does:
 ``retry``   the message is published again, later, and the state is RETRY meanwhile. The task's own ``retries``,
             id, chain, chord, links and expiry are carried; they do not notice.
 ``wait``    the worker's main process keeps the message and stands in line (``parking``); the state is WAITING meanwhile
-``skip``    SUCCESS with ``lock_skip_result``; what stands behind it in its chain does not run and is REVOKED
+``skip``    SUCCESS with ``lock_skip_result``; what stands behind it in its chain does not run and is REVOKED, or, with
+            ``lock_skip_chain="continue"``, goes on with that result
 ``fail``    FAILURE with :class:`~celery_distlock.LockContended`, error callbacks run
 ==========  ==================================================================================================
 
@@ -75,7 +76,7 @@ def decide(task: Any, task_id: str | None, options: LockOptions, contention: Con
 
 
 def skip(task: Any, request: Any, options: LockOptions, contention: Contention) -> Any:
-    """End the task as a success that did nothing; nothing that stands behind it runs.
+    """End the task as a success that did nothing; nothing that stands behind it runs, unless that is asked for.
 
     Arguments:
         request: the traced request; None for a direct call.
@@ -88,7 +89,7 @@ def skip(task: Any, request: Any, options: LockOptions, contention: Contention) 
         describe(contention.holder),
         extra={"key": contention.key, "holder": contention.holder},
     )
-    if request is not None:
+    if request is not None and options.skip_chain == "stop":
         _stop_chain(task, request, LockContended(contention.key, contention.holder))
     lock_skipped.send(
         sender=task, task_id=request.id if request else None, key=contention.key, holder=contention.holder

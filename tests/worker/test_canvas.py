@@ -106,6 +106,21 @@ SHAPES: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
+class TestAChainThatGoesOn:
+    def test_what_stands_behind_it_runs_with_the_skip_result(
+        self, shared: Shared, key: str, holder: AsyncResult
+    ) -> None:
+        last = chain(shared.tasks.passing.s(key), shared.tasks.link.s(key)).apply_async()
+        assert last.get(timeout=PATIENCE) == "skipped"
+        assert [entry["task"] for entry in shared.journal.entries("ran", key=key)] == ["link"]
+
+    def test_callbacks_are_called_with_it(self, shared: Shared, key: str, holder: AsyncResult) -> None:
+        callback = shared.tasks.link.s(key)
+        result = callback.freeze()
+        shared.tasks.passing.apply_async((key,), link=callback)
+        assert result.get(timeout=PATIENCE) == "skipped"
+
+
 class TestWhatStandsBehindIt:
     """Every shape that can follow a link: all of it is revoked, so that none of its results is waited for in vain."""
 
