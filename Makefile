@@ -1,7 +1,8 @@
 # Everything runs in a virtual environment of its own, made on first use.
 VENV := .venv
 PY := $(VENV)/bin/python
-PYTEST := $(PY) -m pytest
+# Some tests share what is slow to start: a group stays in one process (tests/conftest.py).
+PYTEST := $(PY) -m pytest --numprocesses=auto --dist=loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check format bench servers clean

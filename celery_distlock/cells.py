@@ -22,6 +22,8 @@ Who writes what
                           ▲          │                        │
                           └─contended┘                        └─ no answer ─▶ OWED: the warden goes on
 
+    The cell of a request that was parked begins as GRANTED, without a pid: its executor takes the lease over.
+
 State, verdict, deadline and fence are aligned 8-byte words, so a reader never sees half of one. The checksum covers
 what is longer, or must agree with it: key, owner, ttl and limit, written once, before the store is asked. On a
 machine that reorders stores, a reader that sees the state first finds the sum wrong and looks again later; a child
@@ -144,6 +146,16 @@ class Cell:
         arena._ints[base + _STATE] = ASKING
         return True
 
+    def take_over(self, owner: str) -> Lease | None:
+        """Return the lease that the main process was granted for this request, if it was; it is the executor's now."""
+        arena, base = self._arena, self.base
+        if arena._ints[base + _STATE] != GRANTED or self._owner != owner.encode():
+            return None
+        arena._ints[base + _PID] = os.getpid()
+        # Looked at once more now that our pid is there: the main process takes back what nobody has begun with.
+        view = self.view()
+        return view.lease if view is not None and view.state == GRANTED and self._owner == owner.encode() else None
+
     def granted(self, lease: Lease) -> None:
         """Say that the store granted what was asked for."""
         arena, base = self._arena, self.base
@@ -206,6 +218,14 @@ class Cell:
         arena._bytes[base * 8 + _OWNER : base * 8 + _KEY] = owner.encode()
         arena._ints[base + _STATE] = READY
 
+    def hand_over(self, lease: Lease) -> bool:
+        """Say that the key was granted to this request before it was given to the pool; False if it does not fit in."""
+        if not self.asking(lease.key, lease.owner, lease.ttl, lease.limit):
+            return False
+        self._arena._ints[self.base + _PID] = 0
+        self.granted(lease)
+        return True
+
     def view(self) -> View | None:
         """Look at the cell once; None if it was being written just then."""
         arena, base = self._arena, self.base
@@ -234,6 +254,11 @@ class Cell:
     def lose(self) -> None:
         """Write that the lease is lost."""
         self._arena._ints[self.base + _VERDICT] = _LOST
+
+    @property
+    def _owner(self) -> bytes:
+        start = self.base * 8
+        return bytes(self._arena._bytes[start + _OWNER : start + _KEY])
 
     def _checksum(self) -> int:
         arena, base = self._arena, self.base

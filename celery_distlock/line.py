@@ -1,4 +1,4 @@
-"""Waiting in a store's line, for everybody in this process who waits in place: locks, eager tasks, direct calls.
+"""Waiting in a store's line, for everybody in this process: locks, eager tasks, direct calls, and parked tasks.
 
 Authority
     The store. It decides whose turn it is; this module keeps the places, and wakes the waiter whose turn it is.
@@ -28,20 +28,23 @@ What each failure does
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from celery_distlock.errors import StoreUnavailable
 from celery_distlock.held import give_back
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket
 from celery_distlock.stores.base import Listener, LockStore, Queueing
 
-__all__ = ["wait_in_line"]
+__all__ = ["Line", "Waiter", "enter", "wait_in_line"]
 
 log = logging.getLogger(__name__)
 
@@ -57,27 +60,40 @@ _FAREWELL = 0.01
 _IDLE = 3.0
 
 
-class _Waiter:
-    """One who waits."""
+class Waiter:
+    """One who waits.
+
+    Attributes:
+        claim: what is wanted.
+        place: what the store said last; None before it was asked, and for one whom it is not to be asked about.
+        look_at: monotonic time from which a poll may tell something new; all are polled every now and then anyway.
+        asking: whether the store was asked for the key and has not said no: it may have been granted.
+    """
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
         self.place: Ticket | Offer | None = None
-        #: Monotonic time from which a poll may tell something new; all are polled every now and then anyway.
         self.look_at = math.inf
-        #: Set when there is something to do: an offer to confirm, or a failure to raise.
-        self.event = threading.Event()
+        self.asking = False
         #: Set when its place has been given up.
         self.gone = threading.Event()
-        self.failure: StoreUnavailable | None = None
-        #: Set once the store said that this owner cannot be granted the key any more.
-        self.refused = False
-        #: Whether the store was asked for the key and has not said no: it may have been granted.
-        self.asking = False
+
+    def left(self) -> None:
+        """Its place has been given up. Called in the line's thread, or by who had it leave."""
+        self.gone.set()
+
+    def offered(self) -> None:
+        """There is, or may be, an offer to confirm. Called in any thread, more than once, and must return at once."""
+
+    def refused(self) -> None:
+        """The store said that this owner cannot be granted the key any more. Called in the line's thread."""
+
+    def unanswered(self, error: StoreUnavailable) -> None:
+        """The store has been silent for :data:`PATIENCE` seconds, or more. Called in the line's thread."""
 
 
-class _Line:
-    """Those of this process who wait in one store."""
+class Line:
+    """Those of this process who wait in one store; see :func:`enter`."""
 
     def __init__(self, store: LockStore) -> None:
         assert isinstance(store, Queueing)
@@ -85,8 +101,14 @@ class _Line:
         self.queue: Queueing = store
         # Weakly: an exception raised by a signal can strike where nothing can be done about it. A place that nobody
         # waits for any more must not be kept.
-        self._waiters: weakref.WeakValueDictionary[tuple[str, str], _Waiter] = weakref.WeakValueDictionary()
-        self._leaving: list[_Waiter] = []
+        self._waiters: weakref.WeakValueDictionary[tuple[str, str], Waiter] = weakref.WeakValueDictionary()
+        self._leaving: list[Waiter] = []
+        #: Those who are to be asked about before the next tick; from any thread, and the line's own.
+        self._early: deque[Waiter] = deque()
+        self._heap: list[tuple[float, int, Waiter]] = []
+        self._calls: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
         self._wake = threading.Event()
         self._gap = False
         #: When all are polled next.
@@ -96,11 +118,12 @@ class _Line:
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._silent_since: float | None = None
-        self._failure: StoreUnavailable | None = None
+        #: What the store's present silence was reported as; None while it answers.
+        self.failure: StoreUnavailable | None = None
 
-    # -- from the waiters' threads ------------------------------------------------------------------------------------
+    # -- from any thread ----------------------------------------------------------------------------------------------
 
-    def enter(self, waiter: _Waiter) -> None:
+    def enter(self, waiter: Waiter) -> None:
         """Take in a waiter, before it is known to the store: a hint may be quicker than the ticket. Under ``_lock``."""
         self._waiters[waiter.claim.key, waiter.claim.owner] = waiter
         if self._listener is None or self._listener.closed:
@@ -109,72 +132,75 @@ class _Line:
             self._thread = threading.Thread(target=self._run, name="distlock-line", daemon=True)
             self._thread.start()
 
-    def wait(self, waiter: _Waiter, end: float) -> Lease | Completed | None:
-        """Return what the waiter got; None if it was nothing until ``end``.
+    def enqueue(self, waiter: Waiter, ticket: int | None = None) -> Lease | Ticket | Contended | Completed:
+        """Ask the store for the key, or a place.
 
         Raises:
-            StoreUnavailable: the store has been silent for too long.
+            StoreUnavailable: there was no answer; the waiter may have been granted the key.
         """
-        try:
-            waiter.asking = True
-            assert self._listener is not None
-            answer = self.queue.enqueue(waiter.claim, listener=self._listener.name)
-            if isinstance(answer, Contended):
-                return None
-            if not isinstance(answer, Ticket):
-                return answer
+        waiter.asking = True
+        listener = self._listener
+        answer = self.queue.enqueue(waiter.claim, listener="" if listener is None else listener.name, ticket=ticket)
+        if isinstance(answer, Contended):
+            waiter.asking = False
+        elif isinstance(answer, Ticket):
             waiter.asking = False
             self._placed(waiter, answer)
-            if waiter.look_at < self._tick:
-                self._wake.set()
-            got = self._wait(waiter, end)
-            if got is not None:
-                return got
-        except BaseException:
-            self._leave(waiter)
-            raise
-        finally:
-            self._waiters.pop((waiter.claim.key, waiter.claim.owner), None)
-        self._leave(waiter)
-        waiter.gone.wait(_FAREWELL)
-        if self._failure is not None:
-            # "Taken" would be a guess.
-            raise self._failure
-        return None
+        return answer
 
-    def _wait(self, waiter: _Waiter, end: float) -> Lease | Completed | None:
-        while True:
-            left = end - time.monotonic()
-            if left <= 0 or not waiter.event.wait(left if left < threading.TIMEOUT_MAX else None) or waiter.refused:
-                return None
-            waiter.event.clear()
-            if waiter.failure is not None:
-                raise waiter.failure
-            try:
-                waiter.asking = True
-                [got] = self.queue.confirm([waiter.claim])
-                if got is not None:
-                    return got
-            except StoreUnavailable as error:
-                # It may have been confirmed: the next poll that is answered will say that there is something to take.
-                log.debug("lock %r: an offer could not be confirmed: %s", waiter.claim.key, error)
-            else:
-                waiter.asking = False
-            waiter.look_at = 0.0
-            self._wake.set()
+    def confirm(self, waiters: Sequence[Waiter]) -> list[Lease | Completed | None]:
+        """Confirm offers.
 
-    def _leave(self, waiter: _Waiter) -> None:
+        Returns:
+            one for each; None: there was no offer, or no answer. It is asked about again.
+        """
+        for waiter in waiters:
+            waiter.asking = True
+        try:
+            answers = self.queue.confirm([waiter.claim for waiter in waiters])
+        except StoreUnavailable as error:
+            # It may have been confirmed: the next poll that is answered will say that there is something to take.
+            log.debug("%d offers could not be confirmed: %s", len(waiters), error)
+            answers = [None] * len(waiters)
+        else:
+            for waiter, answer in zip(waiters, answers, strict=True):
+                waiter.asking = answer is not None
+        for waiter, answer in zip(waiters, answers, strict=True):
+            if answer is None:
+                self.look(waiter)
+        return answers
+
+    def look(self, waiter: Waiter) -> None:
+        """Have the store asked about this one as soon as possible."""
+        self._early_look(waiter, 0.0)
+
+    def forget(self, waiter: Waiter) -> None:
+        """Ask nothing about this one any more; its place is not given up."""
+        self._waiters.pop((waiter.claim.key, waiter.claim.owner), None)
+
+    def leave(self, waiter: Waiter) -> None:
+        """Give up a waiter's place, and whatever it may have been granted or offered; soon, and in the background."""
+        self.forget(waiter)
         if waiter.asking:
             give_back(self.store, Lease.unknown(waiter.claim.key, waiter.claim.owner, waiter.claim.ttl))
-            waiter.gone.set()
+            waiter.left()
         else:
             self._leaving.append(waiter)
             self._wake.set()
 
+    def call(self, function: Callable[[], None]) -> None:
+        """Run ``function`` in the line's thread, soon. Only while somebody is in the line."""
+        self._calls.append(function)
+        self._wake.set()
+
+    def call_after(self, delay: float, function: Callable[[], None]) -> None:
+        """Run ``function`` after ``delay`` seconds; from the line's thread."""
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), function))
+
     def _on_offer(self, key: str, owner: str) -> None:
         waiter = self._waiters.get((key, owner))
         if waiter is not None:
-            waiter.event.set()
+            waiter.offered()
 
     def _on_gap(self) -> None:
         self._gap = True
@@ -186,19 +212,28 @@ class _Line:
     def _interval(self) -> float:
         return self.queue.claim_ttl / _POLLS_PER_TTL
 
-    def _placed(self, waiter: _Waiter, place: Ticket | Offer) -> None:
+    def _placed(self, waiter: Waiter, place: Ticket | Offer) -> None:
         waiter.place = place
-        waiter.look_at = place.look_at if isinstance(place, Ticket) else math.inf
+        waiter.look_at = math.inf
+        if isinstance(place, Ticket) and place.look_at < self._tick:
+            self._early_look(waiter, place.look_at)
+
+    def _early_look(self, waiter: Waiter, when: float) -> None:
+        waiter.look_at = when
+        self._early.append(waiter)
+        if threading.current_thread() is not self._thread:
+            self._wake.set()
 
     def _run(self) -> None:
         while True:
             try:
                 self._wake.wait(self._pause())
                 self._wake.clear()
+                self._make_calls()
                 self._say_farewell()
-                self._poll()
+                self._poll_due()
                 now = time.monotonic()
-                if self._waiters or self._leaving:
+                if self._waiters or self._leaving or self._timers:
                     self._closes_at = math.inf
                 elif self._closes_at == math.inf:
                     self._closes_at = now + _IDLE
@@ -211,14 +246,24 @@ class _Line:
     def _pause(self) -> float:
         if self._silent_since is not None:
             return _RETRY_PAUSE
-        waiters = list(self._waiters.values())
-        due = min(self._tick, *(waiter.look_at for waiter in waiters)) if waiters else self._closes_at
+        due = self._tick if self._waiters else self._closes_at
+        for heap in (self._timers, self._heap):
+            if heap:
+                due = min(due, heap[0][0])
+        for waiter in list(self._early):
+            due = min(due, waiter.look_at)
         # Nobody tells when the last waiter has gone.
         return max(0.0, min(_IDLE, due - time.monotonic()))
 
+    def _make_calls(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
     def _closed(self) -> bool:
         with _lock:
-            if self._waiters or self._leaving:
+            if self._waiters or self._leaving or self._calls:
                 return False
             if _lines.get(self.store) is self:
                 del _lines[self.store]
@@ -231,7 +276,7 @@ class _Line:
         leaving, self._leaving = self._leaving, []
         self._withdraw([waiter.claim for waiter in leaving])
         for waiter in leaving:
-            waiter.gone.set()
+            waiter.left()
 
     def _withdraw(self, claims: Sequence[Claim]) -> None:
         if not claims:
@@ -241,18 +286,12 @@ class _Line:
         except StoreUnavailable as error:
             log.debug("%d places in the line are left to expire: %s", len(claims), error)
 
-    def _poll(self) -> None:
-        now = time.monotonic()
-        gap, self._gap = self._gap, False
-        everybody = gap or now >= self._tick or self._silent_since is not None
-        if everybody:
-            self._tick = now + self._interval
-        waiters = list(self._waiters.values())
-        due = [waiter for waiter in waiters if waiter.place is not None and (everybody or waiter.look_at <= now)]
+    def _poll_due(self) -> None:
+        due = self._due()
         places = [waiter.place for waiter in due if waiter.place is not None]
         if not places:
             if not self._waiters:
-                self._silent_since = self._failure = None
+                self._silent_since = self.failure = None
             return
         listener = self._listener
         try:
@@ -260,35 +299,126 @@ class _Line:
         except StoreUnavailable as error:
             self._silence(error)
             return
-        self._silent_since = self._failure = None
+        self._silent_since = self.failure = None
         zombies = []
         for waiter, answer in zip(due, answers, strict=True):
-            if (waiter.claim.key, waiter.claim.owner) not in self._waiters:
+            if self._waiters.get((waiter.claim.key, waiter.claim.owner)) is not waiter:
                 # It has got the key, or has left, while the poll was under way, which may have entered it again.
                 zombies.append(waiter.claim)
             elif answer is None:
-                waiter.refused = True
-                waiter.event.set()
+                waiter.refused()
             else:
                 self._placed(waiter, answer)
                 if isinstance(answer, Offer):
-                    waiter.event.set()
+                    waiter.offered()
         self._withdraw(zombies)
+
+    def _due(self) -> list[Waiter]:
+        """Return whom to ask about: everybody at every tick, and between two ticks those whose wait may be over."""
+        now = time.monotonic()
+        while self._early:
+            waiter = self._early.popleft()
+            heapq.heappush(self._heap, (waiter.look_at, next(self._numbers), waiter))
+        gap, self._gap = self._gap, False
+        if gap or now >= self._tick or self._silent_since is not None:
+            self._tick = now + self._interval
+            self._heap.clear()
+            return [waiter for waiter in list(self._waiters.values()) if waiter.place is not None]
+        due: dict[int, Waiter] = {}
+        while self._heap and self._heap[0][0] <= now:
+            waiter = heapq.heappop(self._heap)[2]
+            listed = self._waiters.get((waiter.claim.key, waiter.claim.owner)) is waiter
+            if listed and waiter.look_at <= now and waiter.place is not None:
+                due[id(waiter)] = waiter
+        return list(due.values())
 
     def _silence(self, error: StoreUnavailable) -> None:
         now = time.monotonic()
         if self._silent_since is None:
             self._silent_since = now
             log.info("%d wait for locks in a store that does not answer: %s", len(self._waiters), error)
-        self._failure = error
+        self.failure = error
         if now - self._silent_since >= PATIENCE:
             for waiter in list(self._waiters.values()):
-                waiter.failure = error
-                waiter.event.set()
+                waiter.unanswered(error)
 
 
-_lines: dict[LockStore, _Line] = {}
+class _Blocked(Waiter):
+    """A thread, or greenlet, that waits in place."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(claim)
+        #: Set when there is something to do: an offer to confirm, or a failure to raise.
+        self._event = threading.Event()
+        self._failure: StoreUnavailable | None = None
+        self._refused = False
+
+    def offered(self) -> None:
+        """Wake it."""
+        self._event.set()
+
+    def refused(self) -> None:
+        """Wake it."""
+        self._refused = True
+        self._event.set()
+
+    def unanswered(self, error: StoreUnavailable) -> None:
+        """Wake it."""
+        self._failure = error
+        self._event.set()
+
+    def wait(self, line: Line, end: float) -> Lease | Completed | None:
+        """Return what it got; None if it was nothing until ``end``.
+
+        Raises:
+            StoreUnavailable: the store has been silent for too long.
+        """
+        try:
+            answer = line.enqueue(self)
+            if isinstance(answer, Contended):
+                return None
+            if not isinstance(answer, Ticket):
+                return answer
+            got = self._sleep(line, end)
+            if got is not None:
+                return got
+        except BaseException:
+            line.leave(self)
+            raise
+        finally:
+            line.forget(self)
+        line.leave(self)
+        self.gone.wait(_FAREWELL)
+        if line.failure is not None:
+            # "Taken" would be a guess.
+            raise line.failure
+        return None
+
+    def _sleep(self, line: Line, end: float) -> Lease | Completed | None:
+        while True:
+            left = end - time.monotonic()
+            if left <= 0 or not self._event.wait(left if left < threading.TIMEOUT_MAX else None) or self._refused:
+                return None
+            self._event.clear()
+            if self._failure is not None:
+                raise self._failure
+            [got] = line.confirm([self])
+            if got is not None:
+                return got
+
+
+_lines: dict[LockStore, Line] = {}
 _lock = threading.Lock()
+
+
+def enter(store: LockStore, waiter: Waiter) -> Line:
+    """Enter a waiter into this process's line for ``store``, and return that."""
+    with _lock:
+        line = _lines.get(store)
+        if line is None:
+            line = _lines[store] = Line(store)
+        line.enter(waiter)
+    return line
 
 
 def wait_in_line(store: LockStore, claim: Claim, timeout: float | None = None) -> Lease | Completed | None:
@@ -307,13 +437,8 @@ def wait_in_line(store: LockStore, claim: Claim, timeout: float | None = None) -
             later on, or just now that the time is over.
     """
     end = math.inf if timeout is None else time.monotonic() + timeout
-    waiter = _Waiter(claim)
-    with _lock:
-        line = _lines.get(store)
-        if line is None:
-            line = _lines[store] = _Line(store)
-        line.enter(waiter)
-    return line.wait(waiter, end)
+    waiter = _Blocked(claim)
+    return waiter.wait(enter(store, waiter), end)
 
 
 def _after_fork_in_child() -> None:

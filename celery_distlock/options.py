@@ -71,6 +71,7 @@ class LockOptions:
         retry_jitter: take a random part of each delay instead of all of it.
         timeout: time since the first attempt after which ``retry`` and ``wait`` give up; None: never.
         skip_result: what a skipped task returns.
+        skip_chain: what becomes of the rest of a skipped task's chain, and of its callbacks.
         on_lost: what a confirmed loss does to the running task.
         on_unsure: what the store's silence past the lease's deadline does to the running task.
         on_store_error: what becomes of a task whose store cannot be asked.
@@ -88,6 +89,7 @@ class LockOptions:
     retry_jitter: bool = field(default=True, metadata=_must_be(rules.flag()))
     timeout: float | None = field(default=None, metadata=_must_be(rules.seconds(optional=True)))
     skip_result: Any = field(default=None, metadata=_must_be(rules.anything()))
+    skip_chain: Literal["stop", "continue"] = field(default="stop", metadata=_must_be(rules.choice("stop", "continue")))
     on_lost: Literal["abort", "warn"] = field(default="abort", metadata=_must_be(rules.choice("abort", "warn")))
     on_unsure: Literal["continue", "abort"] = field(
         default="continue", metadata=_must_be(rules.choice("continue", "abort"))
@@ -130,7 +132,6 @@ _LATER = frozenset(
         "lock_min_hold",
         "lock_max_hold",
         "lock_hold_on_retry",
-        "lock_skip_chain",
         "unique_while",
         "unique_for",
         "unique_key",
@@ -148,6 +149,7 @@ _LATER = frozenset(
 _UNUSED_WITH: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("timeout", ("skip", "fail"), "this policy does not wait; only 'retry' and 'wait' do"),
     ("skip_result", ("retry", "wait", "fail"), "only 'skip' makes a result of its own"),
+    ("skip_chain", ("retry", "wait", "fail"), "only 'skip' leaves a chain that could go on"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,31 @@ from tests.support.zookeeper_server import ZooKeeperServer
 _LOG_TAIL = 6000
 _SHARED_LOG_TAIL = 1500
 _before: pytest.StashKey[int] = pytest.StashKey()
+
+
+# Tests in several processes at once (pytest-xdist). Each process has servers of its own.
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many: most tests wait most of their time, for a worker's start or for a ttl to pass."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have one process run all tests of RabbitMQ: its server takes ten seconds to start."""
+    for item in items:
+        if "rabbitmq" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("rabbitmq"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Report a test of a group under the name by which it can be run again, without the ``@group`` behind it."""
+    if hasattr(report, "node") and report.nodeid.rfind("@") > report.nodeid.rfind("]"):
+        report.nodeid = report.nodeid.rpartition("@")[0]
+
+
+# What failures tell.
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -12,7 +12,7 @@ Retry, Ignore, Reject and SIGTERM. (A task that is called as a function: ``direc
                 │   ├─ completed (redelivered copy) ─▶ Ignore: acknowledged, result untouched
                 │   ├─ contended by our predecessor ─▶ wait in place, 1 s at most
                 │   ├─ contended by ourselves ───────▶ Parked: the broker delivered one message twice
-                │   └─ contended ────────────────────▶ the task's policy
+                │   └─ contended ────────────────────▶ the task's policy; to wait is Parked, too
                 └─ no answer ────────────────────────▶ lock_on_store_error
 
 Authority
@@ -27,7 +27,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import signals, states
 from celery.app.task import Context
@@ -43,6 +43,7 @@ from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
 from celery_distlock.task.grant import confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.parking import ask_with_ticket, ticket_of, wait_parked
 from celery_distlock.task.redelivery import (
     check_result,
     completion_of,
@@ -52,7 +53,7 @@ from celery_distlock.task.redelivery import (
     leaves_record,
     settle_copy,
 )
-from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
+from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER, Run
 from celery_distlock.waiting import poll_for
 
 __all__ = ["run_traced"]
@@ -105,11 +106,9 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         frames().append(Frame(request, outer, owns=False))
         return body(*args, **kwargs)
     run = Run.of(request, request.headers)
-    grant: _Grant | _Skipped | Contended
+    grant: _Grant | _Skipped
     try:
         grant = _acquire(task, request, options, key, run, args, kwargs)
-        if isinstance(grant, Contended):
-            grant = _refused(task, request, options, run, grant, args, kwargs)
     except StoreUnavailable as error:
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
@@ -133,7 +132,7 @@ def _hold(
     request.distlock_frame = True
     frames().append(Frame(request, grant.lock, owns=True))
     # Once granted, the refusals are history: a later retry by the task itself starts counting anew.
-    for header in (ATTEMPT_HEADER, SINCE_HEADER):
+    for header in (ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER):
         if request.headers and header in request.headers:
             request.headers = {name: value for name, value in request.headers.items() if name != header}
     lock_acquired.send(sender=task, task_id=request.id, key=grant.lock.key, lock=grant.lock)
@@ -152,9 +151,13 @@ def _started(task: Any, request: Any) -> None:
 
 def _acquire(
     task: Any, request: Any, options: LockOptions, key: str, run: Run, args: Any, kwargs: Any
-) -> _Grant | Contended:
+) -> _Grant | _Skipped:
     store: LockStore = task._lock_store
     owner, cell = _identity(request)
+    handed = cell.take_over(owner) if cell is not None else None
+    if handed is not None and handed.key == key and handed.remaining > 0:
+        # It waited in the main process, which was granted the key in its place.
+        return _granted(task, request, store, handed, cell, run)
     claim = Claim(
         key,
         owner,
@@ -170,7 +173,8 @@ def _acquire(
         # With places left, the store would grant the copy of a running message one of its own.
         answer = Contended(key, tuple(store.holders(key)))
     else:
-        answer = ask(store, claim)
+        number = ticket_of(request)
+        answer = ask(store, claim) if number is None else ask_with_ticket(store, claim, number)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
         answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer)
     if isinstance(answer, Contended) and is_redelivered(request) and has_copy(run, answer.holders):
@@ -182,10 +186,14 @@ def _acquire(
     if cell is not None:
         cell.refused()
     if isinstance(answer, Completed):
-        log.info("Task %s[%s]: this delivery has already done its work; not run again", task.name, run.id)
-        check_result(task, request)
-        raise Ignore(f"already completed as {run.label}")
-    return answer
+        _turn_away(task, request, run)
+    return _refused(task, request, options, run, claim, cell, answer, args, kwargs)
+
+
+def _turn_away(task: Any, request: Any, run: Run) -> NoReturn:
+    log.info("Task %s[%s]: this delivery has already done its work; not run again", task.name, run.id)
+    check_result(task, request)
+    raise Ignore(f"already completed as {run.label}")
 
 
 def _identity(request: Any) -> tuple[str, cells.Cell | None]:
@@ -193,7 +201,7 @@ def _identity(request: Any) -> tuple[str, cells.Cell | None]:
     token = (request.properties or {}).get("distlock") if not request.is_eager else None
     if not token:
         return new_owner(), None
-    owner, arena, index = token
+    owner, arena, index = token[:3]
     return owner, cells.attach(arena, index) if index is not None else None
 
 
@@ -212,7 +220,15 @@ def _granted(task: Any, request: Any, store: LockStore, lease: Lease, cell: cell
 
 
 def _refused(
-    task: Any, request: Any, options: LockOptions, run: Run, answer: Contended, args: Any, kwargs: Any
+    task: Any,
+    request: Any,
+    options: LockOptions,
+    run: Run,
+    claim: Claim,
+    cell: cells.Cell | None,
+    answer: Contended,
+    args: Any,
+    kwargs: Any,
 ) -> _Grant | _Skipped:
     since = (request.headers or {}).get(SINCE_HEADER)
     contention = Contention(
@@ -226,7 +242,10 @@ def _refused(
         raise error
     if not request.is_eager:
         if policy == "wait":
-            task._lock_warn_once("wait is not available in this version; the task is retried instead")
+            got = wait_parked(task, request, options, run, claim, cell, answer)
+            if isinstance(got, Lease):
+                return _granted(task, request, task._lock_store, got, cell, run)
+            _turn_away(task, request, run)
         retry_later(task, options, run, answer.key, error, answer.holder)
     # Celery would run a Retry at once and recursively: wait in place instead.
     lease = wait_in_place(task, options, answer, run, args, kwargs)

@@ -6,8 +6,9 @@ outcome does:
 ==========  ==================================================================================================
 ``retry``   the message is published again, later, and the state is RETRY meanwhile. The task's own ``retries``,
             id, chain, chord, links and expiry are carried; they do not notice.
-``wait``    treated as ``retry`` (parking comes with the next version)
-``skip``    SUCCESS with ``lock_skip_result``; what stands behind it in its chain does not run and is REVOKED
+``wait``    the worker's main process keeps the message and stands in line (``parking``); the state is WAITING meanwhile
+``skip``    SUCCESS with ``lock_skip_result``; what stands behind it in its chain does not run and is REVOKED, or, with
+            ``lock_skip_chain="continue"``, goes on with that result
 ``fail``    FAILURE with :class:`~celery_distlock.LockContended`, error callbacks run
 ==========  ==================================================================================================
 
@@ -30,9 +31,9 @@ from celery_distlock.errors import DistLockError, LockConfigError, LockContended
 from celery_distlock.lease import Holder
 from celery_distlock.options import CONTENTION_POLICIES, LockOptions
 from celery_distlock.signals import lock_contended, lock_skipped
-from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
+from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER, Run
 
-__all__ = ["Contention", "decide", "retry_later", "skip"]
+__all__ = ["Contention", "decide", "give_up_if_late", "retry_later", "skip"]
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def decide(task: Any, task_id: str | None, options: LockOptions, contention: Con
 
 
 def skip(task: Any, request: Any, options: LockOptions, contention: Contention) -> Any:
-    """End the task as a success that did nothing; nothing that stands behind it runs.
+    """End the task as a success that did nothing; nothing that stands behind it runs, unless that is asked for.
 
     Arguments:
         request: the traced request; None for a direct call.
@@ -88,7 +89,7 @@ def skip(task: Any, request: Any, options: LockOptions, contention: Contention) 
         describe(contention.holder),
         extra={"key": contention.key, "holder": contention.holder},
     )
-    if request is not None:
+    if request is not None and options.skip_chain == "stop":
         _stop_chain(task, request, LockContended(contention.key, contention.holder))
     lock_skipped.send(
         sender=task, task_id=request.id if request else None, key=contention.key, holder=contention.holder
@@ -97,9 +98,18 @@ def skip(task: Any, request: Any, options: LockOptions, contention: Contention) 
 
 
 def retry_later(
-    task: Any, options: LockOptions, run: Run, key: str, error: DistLockError, holder: Holder | None = None
+    task: Any,
+    options: LockOptions,
+    run: Run,
+    key: str,
+    error: DistLockError,
+    holder: Holder | None = None,
+    ticket: int | None = None,
 ) -> NoReturn:
     """Publish the task again and end this attempt.
+
+    Arguments:
+        ticket: the number of its place in the key's line.
 
     Raises:
         Retry: always, once the message is out.
@@ -107,13 +117,12 @@ def retry_later(
         Reject: the broker did not take the new message; the old one goes back to it (``acks_late``).
     """
     request = task.request_stack.top
-    now = time.time()
-    since = float((request.headers or {}).get(SINCE_HEADER, now))
-    left = float("inf") if options.timeout is None else since + options.timeout - now
-    if left <= 0:
-        raise LockTimeout(key, now - since, holder) from error
+    since = give_up_if_late(request, options, key, error, holder)
+    left = float("inf") if options.timeout is None else max(0.0, since + options.timeout - time.time())
     delay = min(left, _back_off(options, run.attempt))
     headers = {**(request.headers or {}), ATTEMPT_HEADER: run.attempt + 1, SINCE_HEADER: since}
+    if ticket is not None:
+        headers[TICKET_HEADER] = ticket
     # Not self.retry(): that would count against the task's own max_retries, or change them for good.
     signature = task.signature_from_request(request, countdown=delay, retries=request.retries, headers=headers)
     try:
@@ -124,6 +133,21 @@ def retry_later(
             raise Reject(publish_error, requeue=True) from publish_error
         raise
     raise Retry(exc=error, when=delay, is_eager=False, sig=signature)
+
+
+def give_up_if_late(
+    request: Any, options: LockOptions, key: str, error: DistLockError, holder: Holder | None = None
+) -> float:
+    """Return since when the task has tried to get its lock (wall clock), unless that is too long.
+
+    Raises:
+        LockTimeout: ``lock_timeout`` has passed since the first attempt.
+    """
+    now = time.time()
+    since = float((request.headers or {}).get(SINCE_HEADER, now))
+    if options.timeout is not None and now >= since + options.timeout:
+        raise LockTimeout(key, now - since, holder) from error
+    return since
 
 
 def _back_off(options: LockOptions, attempt: int) -> float:
@@ -150,6 +174,9 @@ def _stop_chain(task: Any, request: Any, reason: LockContended) -> None:
             group_index=options.get("group_index"),
             chord=options.get("chord"),
             delivery_info={},
+            # Where the rpc back end sends the result.
+            reply_to=request.reply_to,
+            correlation_id=options["task_id"],
         )
         task.backend.mark_as_revoked(options["task_id"], sentence, request=link, store_result=True)
 

@@ -19,10 +19,10 @@ from celery_distlock.errors import describe
 from celery_distlock.held import ask
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease
 from celery_distlock.stores.base import LockStore
+from celery_distlock.task.parked import Parked
 from celery_distlock.task.run import Run
 
 __all__ = [
-    "Parked",
     "check_result",
     "completion_of",
     "has_copy",
@@ -36,10 +36,6 @@ log = logging.getLogger(__name__)
 
 #: How often a copy looks whether the original is done where nobody can park it, in seconds.
 _COPY_PAUSE = 0.5
-
-
-class Parked(Ignore):  # type: ignore[misc]  # Celery has no type hints
-    """Raised in the executor: the main process keeps the unacknowledged message and tries again later."""
 
 
 def is_redelivered(request: Any) -> bool:

@@ -11,10 +11,12 @@ from typing import Any
 
 from celery_distlock.lease import Holder
 
-__all__ = ["ATTEMPT_HEADER", "OPTIONS_HEADER", "SINCE_HEADER", "Run"]
+__all__ = ["ATTEMPT_HEADER", "OPTIONS_HEADER", "SINCE_HEADER", "TICKET_HEADER", "Run"]
 
-#: Message headers: how often this run was refused its lock, since when (wall clock), and the call's own options.
-ATTEMPT_HEADER, SINCE_HEADER, OPTIONS_HEADER = "distlock_attempt", "distlock_since", "distlock"
+#: Message headers: how often this run was refused its lock, since when (wall clock), the number of its place in line,
+#: and the call's own options.
+ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER = "distlock_attempt", "distlock_since", "distlock_ticket"
+OPTIONS_HEADER = "distlock"
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ no pool slot, and not entered into the worker's state in the original's place.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from celery.worker import state
 
 from celery_distlock.signals import lock_parked, lock_woken
 from celery_distlock.worker.loop import ConsumerThread
+from celery_distlock.worker.shelf import Shelf, put_aside
 
 __all__ = ["Copies"]
 
@@ -32,16 +34,15 @@ RECHECK = 1.0
 class Copies:
     """The parked copies of one worker. Called, and calling, in the consumer's thread (see :meth:`_soon`)."""
 
-    def __init__(self, loop: ConsumerThread) -> None:
+    def __init__(self, loop: ConsumerThread, shelf: Shelf) -> None:
         self._loop = loop
-        self._consumer: Any = None
+        self._shelf = shelf
         self._behind: dict[str, list[Any]] = {}
         self._parked: set[int] = set()
         self._hidden: dict[str, list[Any]] = {}
 
-    def connected(self, consumer: Any) -> None:
-        """Note a new connection: what was parked on the old one is delivered again by the broker."""
-        self._consumer = consumer
+    def drop_all(self) -> None:
+        """Forget everything: the broker delivers what is parked again, somewhere."""
         self._behind.clear()
         self._parked.clear()
         self._hidden.clear()
@@ -58,11 +59,16 @@ class Copies:
 
     def park(self, request: Any, label: str, original: Any | None) -> None:
         """Keep ``request``; ``original`` is the same run in this worker, None if it is elsewhere."""
-        _withdraw(request, original)
+        put_aside(request)
+        # Without removing the original from the worker's state.
+        if original is not None:
+            state.requests[request.id] = original
+        elif state.requests.get(request.id) is request:
+            del state.requests[request.id]
         log.info("Task %s[%s] is a copy of a running task; parked until that ends", request.name, request.id)
         lock_parked.send(sender=request.task, task_id=request.id, key=None, reason="redelivered")
         self._parked.add(id(request))
-        self._soon(self._make_room)
+        self._soon(self._shelf.put, request)
         if original is not None:
             self._behind.setdefault(label, []).append(request)
         else:
@@ -75,20 +81,15 @@ class Copies:
         for request in self._behind.pop(label, ()):
             self._soon(self._acknowledge if completed else self._wake, request)
 
-    def _soon(self, function: Callable[..., None], *args: Any) -> None:
+    def _soon(self, function: Callable[..., object], *args: Any) -> None:
         # A request ends in the pool's thread on the threads and green pools, and in the warden's when its child died.
-        self._loop.call(lambda: function(*args))
-
-    def _make_room(self) -> None:
-        # A parked message does not count against the prefetch limit; the loop would apply that a poll too late.
-        self._consumer.qos.increment_eventually()
-        self._consumer.qos.update()
+        self._loop.call(functools.partial(function, *args))
 
     def _leave(self, request: Any) -> bool:
         if id(request) not in self._parked:
             return False
         self._parked.discard(id(request))
-        self._consumer.qos.decrement_eventually()
+        self._shelf.take(request)
         return True
 
     def _acknowledge(self, request: Any) -> None:
@@ -98,17 +99,4 @@ class Copies:
     def _wake(self, request: Any) -> None:
         if self._leave(request):
             lock_woken.send(sender=request.task, task_id=request.id, key=None)
-            state.task_reserved(request)
-            self._consumer.on_task_request(request)
-
-
-def _withdraw(request: Any, original: Any | None) -> None:
-    # Undo what task_reserved() and on_accepted() did, without removing the original from the worker's state.
-    state.active_requests.discard(request)
-    state.reserved_requests.discard(request)
-    if original is not None:
-        state.requests[request.id] = original
-    elif state.requests.get(request.id) is request:
-        del state.requests[request.id]
-    # Or revoking it later would kill whatever runs by then in the child in which it was refused.
-    request.time_start = request.worker_pid = request._apply_result = request._terminate_on_ack = None
+            self._shelf.run(request)

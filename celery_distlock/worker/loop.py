@@ -22,12 +22,17 @@ class ConsumerThread:
     """
 
     def __init__(self) -> None:
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
         self._hub: Any = None
         self._timer: Any = None
+
+    @property
+    def has_hub(self) -> bool:
+        """Whether the consumer's thread runs an event loop."""
+        return self._hub is not None
 
     def register(self, hub: Any) -> None:
         """Listen in this event loop; it forgets its readers at every reconnect."""
@@ -38,7 +43,7 @@ class ConsumerThread:
         """Note the consumer's timer."""
         self._timer = consumer.timer
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], object]) -> None:
         """Run ``function`` soon; from any thread."""
         self._calls.append(function)
         if self._hub is None and self._timer is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from typing import Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -17,7 +18,8 @@ from celery.exceptions import TaskRevokedError, TimeLimitExceeded
 from celery.worker.request import Request
 
 from celery_distlock.errors import LockLost
-from celery_distlock.task.redelivery import Parked
+from celery_distlock.task.parked import Parked, Wish
+from celery_distlock.worker.parking import Waited
 from celery_distlock.worker.supervised import Supervised
 from celery_distlock.worker.warden import Warden, run_of
 
@@ -34,6 +36,10 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
     exposed = False
     #: Which broker connection it came on.
     generation = 0
+    #: What it brings along from having been parked.
+    waited: Waited | None = None
+    #: Whether the prefetch limit was raised for it while it is parked.
+    counted = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -44,6 +50,7 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.received_at = time.monotonic()
         if Warden.current is not None:
             Warden.current.received(self)
 
@@ -77,11 +84,7 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
         if isinstance(error, Parked):
-            # Not acknowledged: both deliveries share one tag, and the message is the original's.
-            supervised = self.supervised
-            self._end()
-            if supervised is not None:
-                supervised.warden.copies.park(self, supervised.label, None)
+            self._park(error.wish)
             return
         aborted = self.supervised.aborted if self.supervised is not None and not return_ok else None
         if aborted is not None:
@@ -95,6 +98,17 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
             # A time limit is reported before the child is even signalled; the warden waits for its death.
             if return_ok or not isinstance(error, TimeLimitExceeded):
                 self._end()
+
+    def _park(self, wish: Wish | None) -> None:
+        """Keep the message; a copy's for the further reason that it is the original's, as both share one tag."""
+        supervised = self.supervised
+        self._end()
+        if supervised is None:
+            return
+        if wish is None:
+            supervised.warden.copies.park(self, supervised.label, None)
+        else:
+            supervised.warden.parking.park(self, wish, supervised.options)
 
     def _aborted(self, error: LockLost) -> Any:
         """Return what to report for a child that we killed; None if it had stored its success before."""
@@ -130,7 +144,11 @@ def _supervised_execution(execute: Any) -> Any:
         if warden is None:
             return execute(self, pool, **kwargs)
         run = run_of(self)
-        _turn_away_copy(warden, self, run.label)
+        try:
+            _turn_away_copy(warden, self, run.label)
+        except TaskRevokedError:
+            warden.parking.climbed(self)
+            raise
         self.supervised = warden.admit(self, run)
         try:
             return execute(self, pool, **kwargs)

@@ -11,6 +11,7 @@ from celery_distlock.errors import LockConfigError, StoreUnavailable
 from celery_distlock.stores.of_app import store_of
 from celery_distlock.task import event_loop
 from celery_distlock.task.rebase import unmatched_patterns
+from celery_distlock.worker import commands as _commands  # noqa: F401  # registers them
 from celery_distlock.worker.warden import Warden
 
 __all__ = ["supervise"]
@@ -74,8 +75,12 @@ class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery h
 
     def stop(self, consumer: Any) -> None:
         """Tell it that the connection is lost. A worker that is shutting down keeps its own to the end."""
-        if Warden.current is not None and consumer.blueprint.state == bootsteps.RUN:
+        if Warden.current is None:
+            return
+        if consumer.blueprint.state == bootsteps.RUN:
             Warden.current.disconnected()
+        else:
+            Warden.current.closing()
 
 
 def supervise(app: Any) -> None:

@@ -16,11 +16,13 @@ from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept
 from celery_distlock.lease import Lease, Renewal
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_lost, lock_unsure
+from celery_distlock.task.parking import may_wait
 from celery_distlock.task.run import Run
 from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child
 
 if TYPE_CHECKING:
+    from celery_distlock.worker.parking import Waited
     from celery_distlock.worker.warden import Warden
 
 __all__ = ["Supervised"]
@@ -32,7 +34,14 @@ class Supervised(Kept):
     """One request in the warden's table."""
 
     def __init__(
-        self, warden: Warden, request: Any, owner: str, cell: cells.Cell | None, run: Run, options: LockOptions
+        self,
+        warden: Warden,
+        request: Any,
+        owner: str,
+        cell: cells.Cell | None,
+        run: Run,
+        options: LockOptions,
+        waited: Waited | None = None,
     ) -> None:
         self.warden = warden
         self.request = request
@@ -48,25 +57,42 @@ class Supervised(Kept):
         self.ended = False
         #: Whether the run ended in a way that left a completion record; known once it has ended.
         self.complete = False
-        self.admitted = time.monotonic()
         self._state = cells.READY
         self.look_at = time.monotonic() + options.ttl / RENEWALS_PER_TTL
+        #: When it was given to the pool (wall clock), for people.
+        self.admitted_at = time.time()
+        self._waited = waited
+        #: The lease with which it was handed to the pool, if it had waited for one.
+        self.handed = None if waited is None else waited.lease
+        if self.handed is not None and cell is not None and not cell.hand_over(self.handed):
+            # The executor gets it by asking, which costs it a round trip.
+            warden.arena.give(cell)
+            self.cell = None
 
     @property
     def begun(self) -> bool:
         """Whether an executor has begun, as far as is known."""
-        return self.accepted or (self.cell is not None and self.cell.state >= cells.ASKING)
+        cell = self.cell
+        return self.accepted or (cell is not None and cell.state >= cells.ASKING and cell.pid != 0)
 
     def token(self) -> list[Any]:
-        """Return what travels to the executor: the owner, and where its cell is."""
-        return [self.owner, self.warden.arena.id, None if self.cell is None else self.cell.index]
+        """Return what travels to the executor: the owner, and where its cell is.
+
+        For those that can be parked also whether they may be now, and the number of their ticket.
+        """
+        token = [self.owner, self.warden.arena.id, None if self.cell is None else self.cell.index]
+        if may_wait(self.options):
+            waited = self._waited
+            token.append((waited is None or waited.room) and self.warden.parking.has_room(self.options))
+            token.append(None if waited is None else waited.number)
+        return token
 
     def lease(self) -> Lease | None:
         """Return what the executor holds, as its cell says."""
         if self.cell is None or self.ended:
             return None
         state = self.cell.state
-        if state >= cells.ASKING and self.child is None:
+        if state >= cells.ASKING and self.child is None and self.cell.pid:
             # The pool has not told, and after a reconnect it never will: the executor itself says who it is.
             self.warden.found_executor(self, self.cell.pid)
         if state != cells.GRANTED:
@@ -84,7 +110,7 @@ class Supervised(Kept):
         self._state = state
         # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
         finished = state in (cells.OWED, cells.DONE) and before == state
-        if finished or (state == cells.READY and self.warden.forgotten(self)):
+        if finished or (state in (cells.READY, cells.GRANTED) and self.warden.forgotten(self)):
             self.warden.end(self)
 
     def ttl(self) -> float:

@@ -72,6 +72,13 @@ class Visibility:
         gap = time.monotonic() - refreshed
         return bool(request.exposed or gap > _EXPOSED_AFTER * request.message.channel.visibility_timeout)
 
+    @staticmethod
+    def unrefreshed(request: Any) -> float | None:
+        """Return the visibility timeout of a transport where it cannot be refreshed; None where there is none."""
+        channel = request.message.channel
+        timeout = None if hasattr(channel, "unacked_index_key") else getattr(channel, "visibility_timeout", None)
+        return float(timeout) if timeout else None
+
     def _run(self, timeout: float) -> None:
         while not self._stop.wait(timeout / _PER_TIMEOUT):
             try:

@@ -41,7 +41,9 @@ from celery_distlock.task.run import OPTIONS_HEADER, Run
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
 from celery_distlock.worker.loop import ConsumerThread
+from celery_distlock.worker.parking import Parking
 from celery_distlock.worker.reaping import reap
+from celery_distlock.worker.shelf import Shelf
 from celery_distlock.worker.supervised import Supervised
 from celery_distlock.worker.unsure import UnsureWatch
 from celery_distlock.worker.visibility import Visibility
@@ -50,6 +52,8 @@ __all__ = ["Warden", "run_of"]
 
 #: Seconds after which a request that was handed to the pool on a connection since lost, and never began, is given up.
 _FORGOTTEN_AFTER = 3600.0
+#: The same for one that was handed a lease, which must not be kept from others for so long.
+_HANDED_FORGOTTEN_AFTER = 5.0
 #: Seconds to wait for an acknowledgement before the completion record is left to expire.
 _ACK_PATIENCE = 30.0
 
@@ -66,8 +70,11 @@ class Warden:
         self.keeper = Keeper("distlock-warden")
         self.visibility = Visibility()
         self.loop = ConsumerThread()
-        self.copies = Copies(self.loop)
+        self.shelf = Shelf(self.loop)
+        self.copies = Copies(self.loop, self.shelf)
+        self.parking = Parking(self)
         self.generation = 0
+        self._disconnected_at = 0.0
         self._children = Children(self.keeper, self._child_died)
         # By owner, and the latest of each run.
         self._table: dict[str, Supervised] = {}
@@ -82,12 +89,19 @@ class Warden:
         """Note a new broker connection."""
         self.disconnected()
         self.loop.connected(consumer)
-        self.copies.connected(consumer)
+        self.shelf.connected(consumer)
 
     def disconnected(self) -> None:
         """Note that the broker connection is gone: what it held cannot be acknowledged any more, and is given back."""
         self.generation += 1
+        self._disconnected_at = time.monotonic()
         self.visibility.drop_all()
+        self.copies.drop_all()
+        self.parking.drop_all()
+
+    def closing(self) -> None:
+        """Note that the worker is about to stop: what is parked goes back to the broker, its places to others."""
+        self.parking.close()
 
     def received(self, request: Any) -> None:
         """Note a message."""
@@ -118,8 +132,10 @@ class Warden:
         task = request.task
         given = OPTIONS_HEADER in request_dict
         options = task._lock_options_of(_Headers(request_dict)) if given else task._lock_options
-        owner = new_owner()
-        supervised = Supervised(self, request, owner, self.arena.take(owner), run, options)
+        waited, request.waited = request.waited, None
+        lease = None if waited is None else waited.lease
+        owner = new_owner() if lease is None else lease.owner
+        supervised = Supervised(self, request, owner, self.arena.take(owner), run, options, waited)
         request_dict["properties"] = {**(request_dict.get("properties") or {}), "distlock": supervised.token()}
         self._table[owner] = self._by_label[supervised.label] = supervised
         if supervised.cell is not None:
@@ -131,6 +147,7 @@ class Warden:
         # In a thread pool it may have stood in line since it was admitted.
         self._suspect(supervised.request)
         supervised.accepted = True
+        self.parking.climbed(supervised.request)
         self.found_executor(supervised, pid)
 
     def found_executor(self, supervised: Supervised, pid: int) -> None:
@@ -150,8 +167,9 @@ class Warden:
 
         Should the pool start it after all, it finds its cell in other hands and keeps its lease alive itself.
         """
-        lost = supervised.request.generation != self.generation and not supervised.accepted
-        return lost and time.monotonic() > supervised.admitted + _FORGOTTEN_AFTER
+        lost = supervised.request.generation != self.generation and not supervised.begun
+        patience = _FORGOTTEN_AFTER if supervised.handed is None else _HANDED_FORGOTTEN_AFTER
+        return lost and time.monotonic() > self._disconnected_at + patience
 
     def _suspect(self, request: Any) -> None:
         """Mark a message that may have been given to somebody else while it was in reserve here.
@@ -161,6 +179,27 @@ class Warden:
         """
         if request.generation != self.generation or Visibility.exposed(request):
             request.delivery_info["redelivered"] = True
+
+    def held(self) -> list[dict[str, Any]]:
+        """Return the leases that this worker's executors hold, for people."""
+        held = []
+        for supervised in list(self._table.values()):
+            lease = supervised.lease()
+            if lease is not None:
+                request = supervised.request
+                held.append(
+                    {
+                        "id": request.id,
+                        "name": request.name,
+                        "key": lease.key,
+                        "owner": lease.owner,
+                        "fence": lease.fence,
+                        "remaining": lease.remaining,
+                        "since": supervised.admitted_at,
+                        "pid": supervised.cell.pid if supervised.cell is not None else None,
+                    }
+                )
+        return held
 
     # -- ends -------------------------------------------------------------------------------------------------
 
@@ -173,9 +212,13 @@ class Warden:
         self.keeper.drop(supervised)
         if self._by_label.get(supervised.label) is supervised:
             del self._by_label[supervised.label]
+        self.parking.climbed(supervised.request)
         cell = supervised.cell
         if cell is not None:
             self._settle(supervised, cell)
+        elif supervised.handed is not None and not supervised.accepted:
+            # Nobody has begun with it.
+            self.keeper.give_back(supervised.store, supervised.handed)
         # Last, when what it held is known: copies that waited for this run go on.
         acknowledged = supervised.request.acknowledged
         self.copies.original_ended(supervised.label, supervised.complete and acknowledged)
@@ -249,6 +292,7 @@ class Warden:
         for supervised in list(self._table.values()):
             if supervised.child is None or supervised.child.dead:
                 self.end(supervised)
+        self.parking.close()
         self.visibility.stop()
         event_loop.gone()
         if self._unsure_watch is not None:

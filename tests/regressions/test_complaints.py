@@ -35,6 +35,8 @@ from tests.support.servers import fresh_databases, missing
 from tests.support.waiting import eventually
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("complaints")
+
 APP = "tests.worker.apps.contention_complaints"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from celery_distlock.stores.memory import MemoryStore
-from celery_distlock.testing import QueueingContract, StoreContract
+from celery_distlock.testing import QueueingContract, StoreContract, queueing
 from tests.stores import broken_queues as queues
 from tests.stores import broken_stores as broken
 
@@ -157,7 +157,7 @@ class Test{name}(Contract):
 def run(pytester: pytest.Pytester, store_names: set[str], tests: Iterable[str] = ()) -> tuple[list[str], list[str]]:
     """Run the contract on these stores, or some of its tests; return the names of those that passed and failed."""
     file = pytester.makepyfile(BASE + "".join(RUN.format(name=name) for name in sorted(store_names)))
-    reports = pytester.inline_run("-p", "no:celery", *[f"{file}::{test}" for test in tests]).listoutcomes()
+    reports = pytester.inline_run("-p", "no:celery", "--tb=no", *[f"{file}::{test}" for test in tests]).listoutcomes()
     passed, skipped, failed = [[report.nodeid.partition("::")[2] for report in group] for group in reports]
     assert skipped == []
     return passed, failed
@@ -170,7 +170,11 @@ def test_a_store_without_a_mistake_passes(pytester: pytest.Pytester) -> None:
     assert len(passed) >= len([name for name in behaviours if name.startswith("test_")])
 
 
-def test_each_mistake_is_noticed_by_the_test_named_beside_it(pytester: pytest.Pytester) -> None:
+def test_each_mistake_is_noticed_by_the_test_named_beside_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Hints that never come are waited for in vain.
+    monkeypatch.setattr(queueing, "HINT_PATIENCE", 0.2)
     wanted = {f"Test{store.__name__}::{test}" for store, test in MISTAKES}
     _, failed = run(pytester, {store.__name__ for store, _ in MISTAKES}, sorted(wanted))
     assert wanted - {name.partition("[")[0] for name in failed} == set()

@@ -123,8 +123,10 @@ def test_a_hand_over_costs_the_same_with_one_waiter_and_with_a_thousand(store: R
         with listening(store) as (name, _):
             lease = granted(store, key, record=TASK)
             places = [join(store, key, record=TASK, listener=name) for _ in range(waiters)]
-            behind.client.config_resetstat()
-            for _ in range(10):
+            for turn in range(11):
+                # The server has come to know the scripts.
+                if turn == 1:
+                    behind.client.config_resetstat()
                 store.release([lease])
                 lease = confirmed(store, places.pop(0))
                 places.append(join(store, key, record=TASK, listener=name))
@@ -152,12 +154,15 @@ def test_a_poll_is_one_exchange_with_a_bounded_script_each_hundred_waiters(store
 
 def test_a_waiter_is_told_when_the_holders_lease_ends(store: RedisStore) -> None:
     granted(store, ttl=5.0)
+    asked = time.monotonic()
     first = join(store)
     # Its own patience ends sooner.
-    assert 1.9 < first.look_at - time.monotonic() < 2.1
+    assert asked + 1.9 < first.look_at < time.monotonic() + 2.1
+    asked = time.monotonic()
     short = granted(store, "short", ttl=0.5)
+    granted_by = time.monotonic()
     second = join(store, "short")
-    assert 0.4 < second.look_at - time.monotonic() <= short.ttl + 0.01
+    assert asked + 0.4 < second.look_at <= granted_by + short.ttl + 0.01
 
 
 def test_a_waiter_that_asks_when_it_was_told_to_is_offered_a_dead_holders_key_at_once(store: RedisStore) -> None:
@@ -172,7 +177,7 @@ def test_a_waiter_that_asks_when_it_was_told_to_is_offered_a_dead_holders_key_at
         place = answer
         polls += 1
     took = time.monotonic() - started
-    assert 0.4 <= took < 0.6, took  # the lease and the grace
+    assert 0.4 <= took < 1.5, took  # the lease and the grace; its own patience is two seconds
     assert polls <= 3
     confirmed(store, place)
     assert store.renew([dead]) == [Renewal.LOST]
@@ -184,8 +189,9 @@ def test_a_condemned_holder_that_renews_in_time_keeps_its_place_before_waiters(
     old = granted(store)
     first = join(store)
     behind.expire(old)
+    asked = time.monotonic()
     [condemning] = store.poll([first])
-    assert 0.05 < ticket(condemning).look_at - time.monotonic() < 0.15
+    assert asked + 0.05 < ticket(condemning).look_at < time.monotonic() + 0.15
     assert store.renew([old]) == [Renewal.HELD]
     time.sleep(0.15)
     assert ticket(store.poll([first])[0])
@@ -245,7 +251,7 @@ def test_after_a_loss_of_data_those_who_come_back_are_offered_the_key_of_a_holde
     behind.client.flushdb()
     lost_at = time.monotonic()
     place = ticket(store.poll([first])[0])
-    assert 0.4 < place.look_at - lost_at < 0.6
+    assert lost_at + 0.4 < place.look_at < time.monotonic() + 0.6
     assert isinstance(store.acquire(claim()), Contended), "a newcomer overtook"
     assert ticket(store.poll([place])[0])
     time.sleep(max(0.0, place.look_at - time.monotonic()))
@@ -311,15 +317,15 @@ def test_a_listener_notices_a_peer_that_vanished_without_a_word(
     open_redis: OpenRedis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("celery_distlock.stores.redis.listener._QUIET", 0.1)
+    monkeypatch.setattr("celery_distlock.stores.redis.listener._QUIET", 0.4)
     between = proxy(private_redis())
     store = open_redis(f"redis://127.0.0.1:{between.port}/0")
     with listening(store) as (_, hints):
         assert hints.gaps == 1
-        time.sleep(0.5)
+        time.sleep(1.0)
         assert hints.gaps == 1, "silence alone was taken for a failure"
         between.pause("client")
-        time.sleep(0.5)
+        time.sleep(1.0)
         between.resume("client")
         hints.wait(lambda: hints.gaps >= 2, "the silence was not noticed")
 

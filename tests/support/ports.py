@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
 __all__ = ["free_port"]
 
 _given: set[int] = set()
+# The processes of a parallel run (pytest-xdist) have each their own share: a server that is down for a moment, because
+# its test restarts it, keeps its port.
+_SHARES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_SHARE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 
 
 def free_port() -> int:
@@ -20,7 +25,7 @@ def free_port() -> int:
         RuntimeError: no free port was found.
     """
     for _ in range(1000):
-        port = random.randrange(15_000, 32_000)
+        port = random.randrange(15_000 + _SHARE, 32_000, _SHARES)
         if port in _given:
             continue
         with socket.socket() as probe:

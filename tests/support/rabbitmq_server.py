@@ -103,6 +103,11 @@ class RabbitMQServer:
         self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
         return f"amqp://guest:guest@{self.host}:{self.port}/{name}"
 
+    def messages(self, url: str) -> int:
+        """Count the messages of a virtual host, waiting or delivered, that nobody has acknowledged."""
+        vhost = url.rpartition("/")[2]
+        return sum(map(int, self.control("--quiet", "list_queues", "-p", vhost, "messages").split()[1:]))
+
     def control(self, *command: str) -> str:
         """Run ``rabbitmqctl`` and return its output.
 

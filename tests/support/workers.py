@@ -20,6 +20,10 @@ __all__ = ["POOLS", "LoadApp", "Pool", "Settings", "StartWorker", "Worker"]
 Pool = Literal["prefork", "threads", "solo", "gevent", "eventlet"]
 POOLS: tuple[Pool, ...] = ("prefork", "threads", "solo", "gevent", "eventlet")
 
+#: Seconds that a shutdown may take. Billiard's processes wait for half a minute if the worker is told to stop before it
+#: has read that their task has begun.
+_SHUTDOWN = 60.0
+
 _ROOT = Path(__file__).parents[2]
 # Where one record of a worker's log begins.
 _RECORD = re.compile(r"^\[\d{4}-\d\d-\d\d ", re.MULTILINE)
@@ -130,17 +134,21 @@ class Worker:
         """Wait until its log matches a regular expression."""
         return self.process.wait_for_log(pattern, timeout)
 
-    def stop_warm(self, timeout: float = 30.0, *, wait: bool = True) -> None:
+    def stop_warm(self, *, wait: bool = True) -> None:
         """Shut it down: running tasks are finished (SIGTERM)."""
         self.process.signal(signal.SIGTERM)
         if wait:
-            self.process.wait(timeout)
+            self.wait_stopped()
 
-    def stop_cold(self, timeout: float = 30.0, *, wait: bool = True) -> None:
+    def stop_cold(self, *, wait: bool = True) -> None:
         """Shut it down: running tasks are cancelled (SIGQUIT)."""
         self.process.signal(signal.SIGQUIT)
         if wait:
-            self.process.wait(timeout)
+            self.wait_stopped()
+
+    def wait_stopped(self) -> None:
+        """Wait for its end."""
+        self.process.wait(_SHUTDOWN)
 
     def kill(self) -> None:
         """Kill its main process only, and wait for that; Celery's pool processes then end by themselves."""

@@ -66,8 +66,10 @@ class RedisBroker:
 
     def is_idle(self) -> bool:
         """Return whether no message is waiting, running or unacknowledged."""
-        queued = self._client.llen(self._queue)
-        return not queued and not self._client.hlen("unacked") and not self._client.zcard("unacked_index")
+        # All at one time: messages move in both directions.
+        with self._client.pipeline() as pipe:
+            pipe.llen(self._queue).hlen("unacked").zcard("unacked_index")
+            return not any(pipe.execute())
 
     def wait_until_idle(self, timeout: float = PATIENCE) -> None:
         """Wait until no message is waiting, running or unacknowledged."""

@@ -73,9 +73,12 @@ class Shared:
         names = ["celery", *(f"celery\x06\x16{priority}" for priority in (3, 6, 9))]
 
         def idle() -> bool:
-            # In this order: a message moves from its queue to the unacknowledged ones.
-            waiting = any(self.broker.llen(name) for name in names)
-            return not waiting and self.broker.hlen("unacked") == but_for
+            # All at one time: messages move in both directions.
+            with self.broker.pipeline() as pipe:
+                for name in names:
+                    pipe.llen(name)
+                *waiting, unacknowledged = pipe.hlen("unacked").execute()
+            return not any(waiting) and unacknowledged == but_for
 
         eventually(idle, PATIENCE, "an idle broker")
 
@@ -88,6 +91,7 @@ def shared_workers(
     *,
     nodes: int = 1,
     locks: str | None = None,
+    results: str | None = None,
     conf: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Shared]:
@@ -98,12 +102,15 @@ def shared_workers(
         server: the run's Redis server.
         module: the application.
         locks: the URL of the store; default: a database of the server.
+        results: the URL of the result back end; default: the same.
         conf: further settings.
         options: as for :class:`~tests.support.workers.Worker`.
     """
     databases = fresh_databases(server)
     journal = Journal(folder / "journal.jsonl")
-    settings = Settings(databases.broker, databases.results, locks or databases.locks, journal.path, dict(conf or {}))
+    settings = Settings(
+        databases.broker, results or databases.results, locks or databases.locks, journal.path, dict(conf or {})
+    )
     tasks = load_app(module, settings.env)
     names = [f"shared{number + 1}" for number in range(nodes)]
     workers = [Worker(module, settings, folder / f"{name}.log", name=name, **options) for name in names]

@@ -13,6 +13,8 @@ from celery_distlock import LockConfigError, LockContended, LockTimeout
 from tests.support.redis_server import RedisServer
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("call options")
+
 APP = "tests.worker.apps.contention_options"
 EXPECTED = [r"LockContended", r"LockTimeout", r"LockConfigError"]
 
@@ -134,7 +136,8 @@ class TestRefused:
             ({"skip_result": object()}, "JSON"),
             ("skip", "lock='skip'"),
         ],
-        ids=str,
+        # The same in every process: a function or an object would be shown with its address.
+        ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_a_wrong_option_is_an_error_of_the_caller_and_nothing_is_published(
         self, shared: Shared, key: str, options: Any, message: str

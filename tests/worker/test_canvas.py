@@ -14,6 +14,8 @@ from celery.result import AsyncResult, GroupResult
 from tests.support.redis_server import RedisServer
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("canvas")
+
 APP = "tests.worker.apps.contention_canvas"
 # Celery logs the failure of a chord's header with a traceback.
 EXPECTED = [r"Chord '\S+' raised", r"Chord callback"]
@@ -102,6 +104,21 @@ SHAPES: dict[str, Callable[[Any, str], Any]] = {
     "a group of chains": lambda t, k: t.skipping.s(k) | group(t.link.s(k) | t.link.s(k), t.link.s(k)),
     "a group of groups": lambda t, k: t.skipping.s(k) | group(group(t.link.s(k), t.link.s(k)), t.link.s(k)),
 }
+
+
+class TestAChainThatGoesOn:
+    def test_what_stands_behind_it_runs_with_the_skip_result(
+        self, shared: Shared, key: str, holder: AsyncResult
+    ) -> None:
+        last = chain(shared.tasks.passing.s(key), shared.tasks.link.s(key)).apply_async()
+        assert last.get(timeout=PATIENCE) == "skipped"
+        assert [entry["task"] for entry in shared.journal.entries("ran", key=key)] == ["link"]
+
+    def test_callbacks_are_called_with_it(self, shared: Shared, key: str, holder: AsyncResult) -> None:
+        callback = shared.tasks.link.s(key)
+        result = callback.freeze()
+        shared.tasks.passing.apply_async((key,), link=callback)
+        assert result.get(timeout=PATIENCE) == "skipped"
 
 
 class TestWhatStandsBehindIt:

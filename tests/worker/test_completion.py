@@ -20,6 +20,8 @@ from tests.support.workers import LoadApp, Settings, StartWorker, Worker
 from tests.worker.faults import PATIENCE, RedisBroker, received, records_in
 from tests.worker.watching import assert_nothing_left, left_in
 
+pytestmark = pytest.mark.xdist_group("completion")
+
 APP = "tests.worker.apps.faults_redelivery"
 
 DONE = "this delivery has already done its work"

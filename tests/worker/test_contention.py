@@ -20,6 +20,8 @@ from tests.support.servers import fresh_databases
 from tests.support.waiting import eventually
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("contention")
+
 APP = "tests.worker.apps.contention_policies"
 
 # A task that fails on purpose leaves its traceback in the log.

@@ -136,7 +136,7 @@ class TestACopyInTheSameWorker:
             node.stop_warm(wait=False)
             node.wait_for_log("Warm shutdown")
             journal.record("go", key="a")
-            node.process.wait(PATIENCE)
+            node.wait_stopped()
             assert broker.is_idle()
         else:
             node.stop_cold()

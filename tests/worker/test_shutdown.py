@@ -37,7 +37,7 @@ def test_a_warm_shutdown_lets_the_task_end_and_releases_its_lock(
     # Longer than the ttl: a worker that is shutting down goes on renewing.
     seen_held(lock_of(tasks, "a"), 2 * TTL)
     journal.record("go", key="a")
-    node.process.wait()
+    node.wait_stopped()
     assert result.get(timeout=5) == "a"
     assert_nothing_left(databases.server, databases.locks)
     assert_free_at_once(tasks, "a", within=0.0)
@@ -53,10 +53,10 @@ def test_a_cold_shutdown_releases_the_lock_once_the_body_is_over(
     death = Death(start["pid"])
     node.stop_cold(wait=False)
     grant = first_grant(lock_of(tasks, "a"), death)
-    node.process.wait()
+    node.wait_stopped()
     (run,) = journal.runs("a")
     assert grant.at >= run.end or grant.after
-    assert grant.at - death.wait() <= 0.1
+    assert grant.at - death.wait() <= 1.0  # the ttl is thirty seconds
     assert_nothing_left(databases.server, databases.locks)
 
 
@@ -66,7 +66,7 @@ def test_a_cold_shutdown_releases_the_lock_once_the_body_is_over(
 def test_a_soft_shutdown_keeps_the_lock_while_it_waits_and_releases_it_in_the_end(
     in_time: bool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
-    conf = {"worker_soft_shutdown_timeout": 1.5, "distlock_ttl": TTL}
+    conf = {"worker_soft_shutdown_timeout": 3.0, "distlock_ttl": TTL}
     node = worker(ENDINGS, conf=conf, may_log=MAY_LOG)
     tasks = load(ENDINGS)
     tasks.hold.delay("a")
@@ -79,7 +79,7 @@ def test_a_soft_shutdown_keeps_the_lock_while_it_waits_and_releases_it_in_the_en
     first_grant(lock_of(tasks, "a"))
     (run,) = journal.runs("a")
     assert run.error == (None if in_time else "SystemExit")
-    node.process.wait()
+    node.wait_stopped()
     assert_nothing_left(databases.server, databases.locks)
 
 
@@ -99,7 +99,7 @@ def test_a_child_that_dies_in_a_soft_shutdown_is_noticed_although_the_main_threa
     os.kill(start["pid"], signal.SIGKILL)
     grant = first_grant(lock_of(tasks, "a"), death)
     assert grant.after
-    assert grant.at - death.wait() <= 0.1
+    assert grant.at - death.wait() <= 1.0  # the ttl is thirty seconds
     journal.record("go", key="b")
 
 

@@ -17,6 +17,8 @@ from celery_distlock.task.attempt import PREDECESSOR_PATIENCE
 from tests.support.redis_server import RedisServer
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("successors")
+
 APP = "tests.worker.apps.contention_successors"
 ROUNDS = 50
 EXPECTED = [r"LockContended", r"ValueError"]

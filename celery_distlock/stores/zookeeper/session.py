@@ -11,11 +11,9 @@ A session::
                      └──────────────────────────────┘                                one begins by itself
 
 How long it may be relied upon
-    Whatever the session sends, a ping or a command, starts its time anew. But it is the leader who ends it, and the
-    server in between tells the leader of its clients' signs of life every half tick only; should that server die, they
-    are lost. A session time-out is two ticks at least, so a quarter of it is kept back: :attr:`Session.ttl` is three
-    quarters of the negotiated time-out. Where servers allow less than two ticks (``minSessionTimeout``) that is too
-    little.
+    Whatever the session sends, a ping or a command, starts its time anew. But it is the leader who ends it, and he may
+    not have heard of the last signs of life: so :attr:`Session.ttl` is half of the negotiated time-out. Why, and what
+    else it takes: ``connection.py``.
 
 Requests are pipelined, and executed in the order in which they were sent, across reconnects. One that has no answer in
 time is not taken back: it may be executed whenever the connection is there again.
@@ -47,6 +45,7 @@ from kazoo.protocol.states import KazooState, KeeperState
 from celery_distlock.errors import LockConfigError, StoreUnavailable
 from celery_distlock.stores.zookeeper.address import Address
 from celery_distlock.stores.zookeeper.client import Client, retry_of
+from celery_distlock.stores.zookeeper.connection import RELIED_UPON
 
 __all__ = ["Answer", "Request", "Session"]
 
@@ -54,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 #: What a server says of nodes, and not of itself.
 _ANSWERS = (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError, NoChildrenForEphemeralsError)
-#: The part of the session time-out that is relied upon.
-_RELIED_UPON = 0.75
 #: Seconds that saying goodbye may take.
 _FAREWELL = 2.0
 
@@ -112,7 +109,7 @@ class Session:
     def ttl(self) -> float:
         """Seconds for which a session may be relied upon; before there was one, what will be asked for."""
         client = self._client
-        return ((client.negotiated if client is not None else 0.0) or self._address.session_timeout) * _RELIED_UPON
+        return ((client.negotiated if client is not None else 0.0) or self._address.session_timeout) * RELIED_UPON
 
     def run(self, work: Callable[[float], T]) -> T:
         """Do some work, again when the connection was lost meanwhile, as long as the time-out allows.

@@ -146,7 +146,7 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         nodes, answer = ours.find(leases, end)
         if any(answer.ttl < lease.ttl * 0.999 for lease in leases):
             # The caller reckons with the lease's own ttl.
-            raise StoreUnavailable(self.name, f"this server ends sessions after {answer.ttl / 0.75:g} s already")
+            raise StoreUnavailable(self.name, f"this server relies on sessions for {answer.ttl:g} s only")
         found = []
         for lease, node in zip(leases, nodes, strict=True):
             if node is not None and node.session != answer.session:

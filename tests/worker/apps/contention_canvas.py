@@ -23,6 +23,19 @@ def skipping_link(self: Any, before: Any, key: str) -> str:
     return key
 
 
+@app.task(
+    base=LockedTask,
+    bind=True,
+    lock_key="{key}",
+    lock_on_contention="skip",
+    lock_skip_result="skipped",
+    lock_skip_chain="continue",
+)
+def passing(self: Any, key: str) -> str:
+    record("ran", task="passing", key=key)
+    return key
+
+
 @app.task(base=LockedTask, bind=True, lock_key="{key}")
 def hold(self: Any, key: str) -> str:
     import os

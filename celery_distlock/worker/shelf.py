@@ -1,0 +1,76 @@
+"""Where parked requests lie: messages that are neither acknowledged nor executed, and occupy no pool slot.
+
+What they wait for is known to :mod:`.copies` and :mod:`.parking`. All of it belongs to the consumer's thread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.utils.quorum_queues import detect_quorum_queues
+from celery.worker import state
+
+from celery_distlock.worker.loop import ConsumerThread
+
+__all__ = ["Shelf", "put_aside"]
+
+
+class Shelf:
+    """Makes room for parked messages in the worker's prefetch limit, and brings them back to its pool."""
+
+    def __init__(self, loop: ConsumerThread) -> None:
+        self._loop = loop
+        self._consumer: Any = None
+        self._updating = False
+        #: Whether the broker ignores changes of the prefetch limit (quorum queues): parked messages would starve us.
+        self.static = False
+
+    def connected(self, consumer: Any) -> None:
+        """Note a new connection: what was parked on the old one is delivered again by the broker."""
+        self._consumer = consumer
+        self.static = bool(
+            consumer.app.conf.worker_detect_quorum_queues
+            and detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)[0]
+        )
+
+    def put(self, request: Any) -> bool:
+        """Have the broker send one message more in its place; False if it must not (``worker_eta_task_limit``)."""
+        qos = self._consumer.qos
+        before = qos.value
+        # 0 is no limit, and does not change.
+        request.counted = bool(qos.increment_eventually() > before)
+        self._update()
+        return bool(request.counted or before == 0)
+
+    def take(self, request: Any) -> None:
+        """Take back what :meth:`put` did."""
+        if request.counted:
+            request.counted = False
+            self._consumer.qos.decrement_eventually()
+            self._update()
+
+    def run(self, request: Any) -> None:
+        """Hand the request to the pool, behind whatever waits for a slot there."""
+        state.task_reserved(request)
+        self._consumer.on_task_request(request)
+
+    def _update(self) -> None:
+        # The event loop would apply it after its next poll, and parks would come a second apart. Where there is none, a
+        # greenlet of its own reads the connection and applies it; nobody else may wait for an answer there.
+        if not self._updating and self._loop.has_hub:
+            self._updating = True
+            self._loop.call(self._apply)
+
+    def _apply(self) -> None:
+        self._updating = False
+        qos = self._consumer.qos
+        if qos.prev != qos.value:
+            qos.update()
+
+
+def put_aside(request: Any) -> None:
+    """Undo what the worker noted when it received the request and when its executor began."""
+    state.active_requests.discard(request)
+    state.reserved_requests.discard(request)
+    # Or revoking it later would kill whatever runs by then in the child in which it was refused.
+    request.time_start = request.worker_pid = request._apply_result = request._terminate_on_ack = None
