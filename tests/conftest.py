@@ -55,6 +55,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 # What failures tell.
 
 
+#: Seconds: the time-out of workers' sessions in ZooKeeper. Half of it is relied upon, which is the ttl in most tests.
+_SESSION_TIMEOUT = 2.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--locks", choices=("redis", "zookeeper"), default="redis", help="where the workers' locks live")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     item.stash[_before] = len(processes.known())
@@ -219,9 +227,12 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.fixture
-def settings(databases: Databases, journal: Journal) -> Settings:
-    """What the test's applications are told: Redis for everything, and the journal."""
-    return Settings(databases.broker, databases.results, databases.locks, journal.path)
+def settings(databases: Databases, journal: Journal, request: pytest.FixtureRequest) -> Settings:
+    """What the test's applications are told: Redis for everything, and the journal; with ``--locks``, another store."""
+    locks = databases.locks
+    if request.config.getoption("--locks") == "zookeeper":
+        locks = f"{request.getfixturevalue('zookeeper_url')}?session_timeout={_SESSION_TIMEOUT}"
+    return Settings(databases.broker, databases.results, locks, journal.path)
 
 
 @pytest.fixture

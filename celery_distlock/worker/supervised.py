@@ -58,7 +58,7 @@ class Supervised(Kept):
         #: Whether the run ended in a way that left a completion record; known once it has ended.
         self.complete = False
         self._state = cells.READY
-        self.look_at = time.monotonic() + options.ttl / RENEWALS_PER_TTL
+        self.look_at = time.monotonic() + self.ttl() / RENEWALS_PER_TTL
         #: When it was given to the pool (wall clock), for people.
         self.admitted_at = time.time()
         self._waited = waited
@@ -114,8 +114,8 @@ class Supervised(Kept):
             self.warden.end(self)
 
     def ttl(self) -> float:
-        """Return the lease's ttl in seconds; before it is granted, the one that will be asked for."""
-        return self.options.ttl
+        """Return the lease's ttl in seconds; before it is granted, the one that it will probably have."""
+        return self.store.lease_ttl(self.options.ttl)
 
     def on_renewed(self, deadline: float) -> None:
         """Tell the executor."""

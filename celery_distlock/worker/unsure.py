@@ -44,7 +44,7 @@ class UnsureWatch:
     def _run(self) -> None:
         while not self._stopping:
             watched = list(self._watched.values())
-            pause = min((one.options.ttl * _UNSURE_MARGIN / 2 for one in watched), default=None)
+            pause = min((one.ttl() * _UNSURE_MARGIN / 2 for one in watched), default=None)
             self._changed.wait(pause)
             self._changed.clear()
             for one in watched:

@@ -196,21 +196,19 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         unseen = [index for index, one in enumerate(known) if one is None]
         if unseen:
             wanted += self._search(pairs, unseen, end)
-        # A lease may be known by a path that is no longer its own, if another process has renewed it.
-        stale: list[int] = []
         for index, gone in self._remove(pairs, wanted, end):
             released[index] = released[index] or gone
-            one = known[index]
-            if not gone and one is not None:
-                # The first try, whose answer was lost, has removed it.
-                released[index] = again and one.session == ours.session.id
-                stale.append(index)
-        for lease, _ in pairs:
-            ours.known.pop((lease.key, lease.owner), None)
-        stale = [index for index in stale if not released[index]]
+        stale = [index for index, one in enumerate(known) if one is not None and not released[index]]
         if stale:
+            # The path is no longer its own if another process has renewed it.
             for index, gone in self._remove(pairs, self._search(pairs, stale, end), end):
                 released[index] = released[index] or gone
+        for index in stale:
+            one = known[index]
+            # Else the first try, whose answer was lost, has removed it.
+            released[index] = released[index] or (again and one is not None and one.session == ours.session.id)
+        for lease, _ in pairs:
+            ours.known.pop((lease.key, lease.owner), None)
         missing = [record for (_, record), done in zip(pairs, released, strict=True) if record is not None and not done]
         if missing:
             # The work was done, whoever holds the lock.
