@@ -39,6 +39,8 @@ from kazoo.exceptions import (
     NodeExistsError,
     NoNodeError,
     NotEmptyError,
+    RolledBackError,
+    RuntimeInconsistency,
 )
 from kazoo.protocol.states import KazooState, KeeperState
 
@@ -152,9 +154,12 @@ class Session:
         replies: list[Any] = []
         for one in pending:
             try:
-                replies.append(one.get(timeout=max(0.001, end - time.monotonic())))
+                reply = one.get(timeout=max(0.001, end - time.monotonic()))
             except _ANSWERS as exc:
-                replies.append(exc)
+                reply = exc
+            if isinstance(reply, list) and reply and isinstance(reply[0], KazooException):
+                _failed(reply)
+            replies.append(reply)
         return Answer(replies, sent, self.id, self.ttl)
 
     def send(self, request: Request, then: Callable[[Any], None] = lambda result: None) -> None:
@@ -232,6 +237,13 @@ class Session:
                 _ending(client)
             self._on_ended()
             self._on_lost()
+
+
+def _failed(transaction: Sequence[KazooException]) -> None:
+    """Raise the reason for which a transaction failed, unless it is one that tells something of nodes."""
+    for reason in transaction:
+        if not isinstance(reason, (*_ANSWERS, RolledBackError, RuntimeInconsistency)):
+            raise reason
 
 
 def _ending(client: Client) -> threading.Thread:
