@@ -7,6 +7,7 @@ from typing import Any
 
 from kazoo.client import KazooClient
 from kazoo.handlers.threading import SequentialThreadingHandler
+from kazoo.protocol.serialization import CloseInstance
 from kazoo.retry import KazooRetry
 
 from celery_distlock.stores.zookeeper.address import Address
@@ -44,6 +45,16 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
     def wait_connected(self, timeout: float) -> bool:
         """Wait until there is a connection, and tell whether there is."""
         return bool(self._live.wait(timeout))
+
+    def say_goodbye(self, timeout: float) -> None:
+        """Ask for the end of the session, and wait for the answer; kazoo's ``stop`` needs more threads than are left.
+
+        That is so while the interpreter shuts down: the client is of no more use.
+        """
+        self._stopped.set()
+        self._queue.append((CloseInstance, None))
+        self._connection._write_sock.send(b"\0")
+        self._connection.connection_stopped.wait(timeout)
 
     def forget(self) -> None:
         """Close the copies of the parent's sockets in a forked child, whose session goes on in the parent."""

@@ -188,7 +188,7 @@ class Session:
         try:
             _ending(client).join(_FAREWELL)
         except RuntimeError:  # no new threads: the interpreter is shutting down
-            _end(client)
+            client.say_goodbye(_FAREWELL)
         self.id = 0
         self._on_ended()
 
