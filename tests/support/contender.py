@@ -15,8 +15,8 @@ What it writes, each with ``name``, ``owner`` and ``fence``:
 ``released``     it has been given back; ``ours``: whether it was its own until then
 ===============  =====================================================================================================
 
-and ``unavailable`` (with ``error``) when the store gave no answer. A test that takes a lock away by force writes
-``ended``, with ``owner``, before it does so: what is believed from then on is not held against anybody.
+and ``unavailable`` (with ``error``) when the store gave no answer. A test that closes a ``session`` writes ``closed``
+before it does so: what is believed in it from then on is not held against anybody.
 """
 
 from __future__ import annotations

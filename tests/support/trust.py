@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from tests.support.journal import Entry
@@ -40,19 +41,25 @@ class Hold:
 def holds(entries: Iterable[Entry]) -> list[Hold]:
     """Return the grants of a journal of contenders, in their order.
 
-    A holder that was killed or stopped is taken to believe until its last deadline.
+    A holder that was killed or stopped is taken to believe until its last deadline; one whose session a test has
+    closed, until then.
     """
     by_owner: dict[str, list[Entry]] = {}
+    closed: dict[int, float] = {}
     for entry in entries:
-        if "owner" in entry:
+        if entry["event"] == "closed":
+            closed[entry["session"]] = entry["t"]
+        elif "owner" in entry:
             by_owner.setdefault(entry["owner"], []).append(entry)
-    return [_hold(mine) for mine in by_owner.values()]
+    return [_hold(mine, closed) for mine in by_owner.values()]
 
 
-def _hold(entries: list[Entry]) -> Hold:
+def _hold(entries: list[Entry], closed: Mapping[int, float]) -> Hold:
     first, last = entries[0], entries[-1]
     name, owner, fence = first["name"], first["owner"], first["fence"]
-    spans = tuple(Span(start, end, name, owner, fence) for start, end in _spans(entries))
+    session = first.get("session")
+    until = closed.get(session[0], math.inf) if session else math.inf
+    spans = tuple(Span(start, min(end, until), name, owner, fence) for start, end in _spans(entries) if start < until)
     return Hold(name, owner, fence, spans, last.get("ours"))
 
 
@@ -66,11 +73,11 @@ def _spans(entries: list[Entry]) -> Iterator[tuple[float, float]]:
             case "renewed":
                 until = entry["until"]
             case "doubted":
-                if start is not None:
-                    # Told by its store, it gives up before its deadline; else it has believed right up to that.
-                    yield start, (entry["seen"] if entry["told"] else until)
+                assert start is not None
+                # Told by its store, it gives up before its deadline; else it has believed right up to that.
+                yield start, (entry["seen"] if entry["told"] else until)
                 start = None
-            case "releasing" | "ended":
+            case "releasing":
                 if start is not None:
                     yield start, min(until, entry["t"])
                 start = None
