@@ -42,6 +42,16 @@ class LockStore(ABC):
         """
         return asked
 
+    def when_in_doubt(self, callback: Callable[[], None]) -> None:  # noqa: B027  # most stores have nothing to tell
+        """Have ``callback`` called whenever leases that this process renews may just have been lost.
+
+        It is a good moment to renew them: the store has learned something other than by a renewal. Stores that cannot
+        never call it.
+
+        Arguments:
+            callback: called in any thread; returns at once. A forked child's store does not call its parent's.
+        """
+
     @abstractmethod
     def acquire(self, claim: Claim) -> Lease | Contended | Completed:
         """Try once to get the key; never wait for its holder.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import pytest
 
-from celery_distlock.errors import StoreUnavailable
+from celery_distlock import Lock
+from celery_distlock.errors import LockLost, StoreUnavailable
 from celery_distlock.lease import Claim, Lease, Renewal, new_owner
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
@@ -96,3 +100,65 @@ def test_a_server_that_overhears_the_request_for_a_session_is_asked_again_soon(
         with pytest.raises(StoreUnavailable):
             store.holders("k")
         eventually(lambda: between.connections >= 2, 5, "a second connection")
+
+
+def test_a_holder_is_told_at_once_that_its_session_was_ended(
+    private_zookeeper: Callable[..., ZooKeeperServer],
+) -> None:
+    """Long before its next renewal."""
+    server = private_zookeeper(max_session=600.0)
+    url = f"{server.fresh_chroot()}?session_timeout=600"
+    with closing(open_store(url)) as store:
+        lock = Lock("k", store=store)
+        lock.acquire()
+        # It is renewed at a third of that.
+        assert lock.remaining > 200
+        server.expire(client_of(store))
+        eventually(lambda: not lock.held, 30, "the loss")
+        with pytest.raises(LockLost):
+            lock.check()
+        with pytest.raises(LockLost):
+            lock.release()
+
+
+def test_a_store_that_is_closed_is_not_used_again_by_itself(zookeeper_url: str) -> None:
+    with closing(open_store(zookeeper_url)) as store:
+        lock = Lock("k", store=store)
+        lock.acquire()
+        client = client_of(store)
+        store.close()
+        assert client.state == "LOST"
+        assert store._ours.session._client is None
+        with pytest.raises(LockLost):
+            lock.release()
+
+
+def hold_without_a_sign_of_life(url: str, seconds: int, pipe: Connection) -> None:
+    """Hold a lock, and the interpreter lock, too; tell whether the former is believed in afterwards."""
+    lock = Lock("k", url=url)
+    lock.acquire()
+    pipe.send("holds")
+    ctypes.PyDLL(None).sleep(seconds)  # unlike CDLL it does not let go of the interpreter lock
+    pipe.send("believes" if lock.held else "does not believe")
+
+
+def test_whoever_keeps_the_interpreter_lock_for_longer_than_its_session_loses_what_it_holds(zookeeper_url: str) -> None:
+    """A stated limit: the thread that would tell the server of this process cannot run."""
+    ours, theirs = multiprocessing.Pipe()
+    url = f"{zookeeper_url}?session_timeout=1"
+    busy = multiprocessing.get_context("spawn").Process(target=hold_without_a_sign_of_life, args=(url, 4, theirs))
+    busy.start()
+    try:
+        assert ours.poll(30)
+        assert ours.recv() == "holds"
+        with closing(open_store(zookeeper_url)) as store:
+            lock = Lock("k", store=store)
+            assert not lock.acquire(blocking=False)
+            assert lock.acquire(timeout=20)
+            assert not ours.poll(), "it was let in too late for this test"
+            assert ours.poll(20)
+            assert ours.recv() == "does not believe"
+            lock.release()
+    finally:
+        busy.kill()
+        busy.join()

@@ -52,7 +52,7 @@ do::
         assert journal.overlaps() == []
 
 Whether two holders ever believed in one lock at once, whatever was broken meanwhile, is told by a
-:class:`~.contest.Contest` of processes: ``.holder() .everybody_holds_again() .end()``.
+:class:`~.contest.Contest` of processes: ``.holder() .everybody_holds_again() .check() .end()``.
 
 For anything else: :func:`.waiting.eventually` ``(predicate, timeout, what)``, :class:`.process.Process`, and
 :func:`.process.is_running`. A missing server skips a test with a reason; with ``CI`` in the environment it fails it.

@@ -6,7 +6,7 @@ an argument, so that it does not end up in a failure's report). It ends when it 
 What it writes, each with ``name``, ``owner`` and ``fence``:
 
 ===============  =====================================================================================================
-``granted``      ``until``: the deadline
+``granted``      ``until``: the deadline; ``session``: number and password (in hex) of its ZooKeeper session, if any
 ``renewed``      ``until``: the new deadline
 ``doubted``      it does not believe in its hold any more; ``seen``: when it did so for the last time, and ``told``:
                  whether it was told (its deadline had not come)
@@ -15,7 +15,8 @@ What it writes, each with ``name``, ``owner`` and ``fence``:
 ``released``     it has been given back; ``ours``: whether it was its own until then
 ===============  =====================================================================================================
 
-and ``unavailable`` (with ``error``) when the store gave no answer.
+and ``unavailable`` (with ``error``) when the store gave no answer. A test that takes a lock away by force writes
+``ended``, with ``owner``, before it does so: what is believed from then on is not held against anybody.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import time
 from typing import Any
 
 from celery_distlock import Lock, LockLost, StoreUnavailable
+from tests.stores.zookeeper import client_of
 from tests.support.journal import record
 
 __all__ = ["URL", "contend"]
@@ -54,7 +56,7 @@ def _hold(lock: Lock, name: str, hold: float) -> None:
     # The clock first: whoever is stopped between the two then believes for less long than it says.
     now = time.monotonic()
     until = now + lock.remaining
-    record("granted", **who, until=until)
+    record("granted", **who, until=until, session=_session(lock))
     end = now + hold
     seen, believes = now, True
     while (now := time.monotonic()) < end:
@@ -78,6 +80,13 @@ def _hold(lock: Lock, name: str, hold: float) -> None:
         record("released", **who, ours=False)
     else:
         record("released", **who, ours=True)
+
+
+def _session(lock: Lock) -> tuple[int, str] | None:
+    if not lock._store.name.startswith("zookeeper://"):
+        return None
+    number, password = client_of(lock._store).client_id
+    return number, password.hex()
 
 
 if __name__ == "__main__":

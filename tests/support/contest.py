@@ -17,7 +17,7 @@ __all__ = ["Contest"]
 
 
 class Contest:
-    """Contenders for one key, started by the constructor; each has held the lock when it returns.
+    """Contenders for one key, started by the constructor; ended by :meth:`end`.
 
     Arguments:
         urls: the store's address, as each contender knows it: one process for each.
@@ -41,7 +41,6 @@ class Contest:
             )
             for n, url in enumerate(urls)
         ]
-        self.everybody_holds_again()
 
     def name_of(self, process: Process) -> str:
         """Return what a contender calls itself in the journal."""
@@ -79,17 +78,20 @@ class Contest:
 
         eventually(look, within, f"a grant to each of {len(names)} contenders", every=0.02)
 
-    def end(self) -> list[Hold]:
-        """Kill the contenders; return every hold there was.
+    def check(self) -> list[Hold]:
+        """Look at every hold there was so far, and return them.
 
         Raises:
-            AssertionError: two of them believed in their holds at the same time, or a fence did not grow.
+            AssertionError: two believed in their holds at the same time, or a fence did not grow.
         """
-        for each in self.contenders:
-            each.end(0.0)
         grants = holds(self.journal.entries())
         both = overlapping(grants)
         assert not both, f"two held the lock at once: {both}"
         fences = [hold.fence for hold in grants]
         assert fences == sorted(set(fences)), f"a fence did not grow: {fences}"
         return grants
+
+    def end(self) -> None:
+        """Kill the contenders."""
+        for each in self.contenders:
+            each.end(0.0)

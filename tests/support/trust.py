@@ -66,11 +66,11 @@ def _spans(entries: list[Entry]) -> Iterator[tuple[float, float]]:
             case "renewed":
                 until = entry["until"]
             case "doubted":
-                assert start is not None
-                # Told by its store, it may have given up before its deadline; else it had believed right up to that.
-                yield start, (entry["seen"] if entry["told"] else until)
+                if start is not None:
+                    # Told by its store, it gives up before its deadline; else it has believed right up to that.
+                    yield start, (entry["seen"] if entry["told"] else until)
                 start = None
-            case "releasing":
+            case "releasing" | "ended":
                 if start is not None:
                     yield start, min(until, entry["t"])
                 start = None

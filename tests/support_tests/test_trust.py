@@ -38,6 +38,11 @@ def test_who_is_told_has_stopped_to_believe_when_it_was_seen_to_do_so_for_the_la
     assert spans(entry("granted", 1, "a", until=9), entry("doubted", 3, "a", seen=2.9, told=True)) == [(1, 2.9)]
 
 
+def test_what_was_taken_by_force_is_not_held_against_its_holder() -> None:
+    entries = [entry("granted", 1, "a", until=9), entry("ended", 2, "a"), entry("doubted", 3, "a", seen=3, told=True)]
+    assert spans(*entries) == [(1, 2)]
+
+
 def test_who_was_stopped_counts_as_believing_until_its_deadline() -> None:
     assert spans(entry("granted", 1, "a", until=4), entry("doubted", 8, "a", seen=2, told=False)) == [(1, 4)]
 

@@ -83,8 +83,9 @@ def parse(url: str, options: Mapping[str, Any]) -> Address:
     """Read a store URL; what it says has precedence over the options.
 
     Arguments:
-        url: see above; ``tls``, ``ca``, ``certfile``, ``keyfile``, ``verify`` and ``check_hostname`` are for TLS;
-            ``sasl`` names a mechanism for which user and password serve, which are for digest authentication otherwise.
+        url: see above; ``tls``, ``ca``, ``certfile``, ``keyfile`` (by default in the same file), ``verify`` and
+            ``check_hostname`` are for TLS; ``sasl`` names a mechanism for which user and password serve, which are for
+            digest authentication otherwise.
         options: ``timeout``, ``session_timeout``, ``shared``, and arguments of ``KazooClient``.
 
     Raises:
@@ -111,6 +112,11 @@ def parse(url: str, options: Mapping[str, Any]) -> Address:
     sasl = said.pop("sasl", None)
     if login is not None or sasl is not None:
         _log_in(said, login, sasl)
+    # Kazoo uses neither of them without the other, and does not say so.
+    if said.get("certfile"):
+        said.setdefault("keyfile", said["certfile"])
+    elif said.get("keyfile"):
+        raise LockConfigError("distlock_url or distlock_store_options: keyfile: needs a certfile, too")
     seconds = {name: _seconds(name, said.pop(name, default)) for name, default in _DEFAULTS.items()}
     shared = said.pop("shared", False)
     if not isinstance(shared, bool):

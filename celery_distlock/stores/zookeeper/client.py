@@ -16,7 +16,7 @@ from celery_distlock.stores.zookeeper.connection import Connection
 __all__ = ["Client", "retry_of"]
 
 #: The pauses between two tries to connect double from the first to the last; in seconds.
-_FIRST_PAUSE, _LAST_PAUSE = 0.05, 0.5
+_FIRST_PAUSE, _LAST_PAUSE = 0.01, 0.5
 
 
 class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types

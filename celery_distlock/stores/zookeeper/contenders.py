@@ -91,7 +91,9 @@ class Contenders:
 
     def __init__(self, address: Address, layout: Layout, on_connected: Callable[[], None]) -> None:
         self.layout = layout
-        self.session = Session(address, self._on_connected, self._on_ended)
+        self.session = Session(address, self._on_connected, self._on_ended, self._on_lost)
+        #: Called in kazoo's thread when the server has ended a session; must not block.
+        self.doubters: list[Callable[[], None]] = []
         self.completions = Completions(self.session, layout)
         #: Leases that this process has seen. No more than a memory: the server is asked about each.
         self.known: _Bounded[tuple[str, str], Known] = _Bounded()
@@ -383,3 +385,7 @@ class Contenders:
 
     def _on_ended(self) -> None:
         self.places.clear()
+
+    def _on_lost(self) -> None:
+        for callback in list(self.doubters):
+            callback()

@@ -39,6 +39,8 @@ from kazoo.exceptions import (
     NodeExistsError,
     NoNodeError,
     NotEmptyError,
+    RolledBackError,
+    RuntimeInconsistency,
 )
 from kazoo.protocol.states import KazooState, KeeperState
 
@@ -84,13 +86,21 @@ class Session:
     Arguments:
         address: where.
         on_connected: called in kazoo's thread whenever there is a connection (again); must not block.
-        on_ended: called in kazoo's thread when a session has ended; must not block.
+        on_ended: called when a session has ended, if by the server then in kazoo's thread; must not block.
+        on_lost: called thereafter if it was the server that ended it.
     """
 
-    def __init__(self, address: Address, on_connected: Callable[[], None], on_ended: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        on_connected: Callable[[], None],
+        on_ended: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
         self._address = address
         self._on_connected = on_connected
         self._on_ended = on_ended
+        self._on_lost = on_lost
         self._lock = threading.Lock()
         self._client: Client | None = None
         #: The present session's number, or 0.
@@ -144,9 +154,12 @@ class Session:
         replies: list[Any] = []
         for one in pending:
             try:
-                replies.append(one.get(timeout=max(0.001, end - time.monotonic())))
+                reply = one.get(timeout=max(0.001, end - time.monotonic()))
             except _ANSWERS as exc:
-                replies.append(exc)
+                reply = exc
+            if isinstance(reply, list) and reply and isinstance(reply[0], KazooException):
+                _failed(reply)
+            replies.append(reply)
         return Answer(replies, sent, self.id, self.ttl)
 
     def send(self, request: Request, then: Callable[[Any], None] = lambda result: None) -> None:
@@ -223,6 +236,14 @@ class Session:
                 self._client = None
                 _ending(client)
             self._on_ended()
+            self._on_lost()
+
+
+def _failed(transaction: Sequence[KazooException]) -> None:
+    """Raise the reason for which a transaction failed, unless it is one that tells something of nodes."""
+    for reason in transaction:
+        if not isinstance(reason, (*_ANSWERS, RolledBackError, RuntimeInconsistency)):
+            raise reason
 
 
 def _ending(client: Client) -> threading.Thread:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -84,6 +84,10 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
     def lease_ttl(self, asked: float) -> float:
         """Return the ttl of the session, whatever was asked for; see :meth:`LockStore.lease_ttl`."""
         return self._ours.session.ttl
+
+    def when_in_doubt(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called when the server has ended a session; see :meth:`LockStore.when_in_doubt`."""
+        self._ours.doubters.append(callback)
 
     def acquire(self, claim: Claim) -> Lease | Contended | Completed:
         """Try once to get the key; see :meth:`LockStore.acquire`. Where it is contended, nothing is written.
