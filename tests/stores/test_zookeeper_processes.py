@@ -221,7 +221,7 @@ print(most, grants, ticks > 30, kind)
 def test_greenlets_share_a_session_as_threads_do(zookeeper_url: str, library: str, handler: str) -> None:
     pytest.importorskip(library)
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", GREEN, zookeeper_url, library],
+        [sys.executable, "-W", "ignore", "-c", GREEN, f"{zookeeper_url}?timeout=20", library],
         capture_output=True,
         text=True,
         timeout=60,

@@ -54,6 +54,8 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
         #: When the requests without an answer were sent.
         self._sent: deque[float] = deque()
         self._pinged = 0.0
+        #: What is said to log in belongs to the request for the session.
+        self._connecting = False
 
     def leader_knows(self, now: float) -> bool:
         """Tell whether what is sent now will find a session that lasts for another half."""
@@ -64,10 +66,13 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
 
     def _connect(self, *args: Any) -> Any:
         self._asked = time.monotonic()
-        read_timeout, connect_timeout = super()._connect(*args)
-        # Logging in may have left some.
         self._sent.clear()
         self._heard.clear()
+        self._connecting = True
+        try:
+            read_timeout, connect_timeout = super()._connect(*args)
+        finally:
+            self._connecting = False
         # What kazoo makes of it: two thirds, in milliseconds.
         self.negotiated = read_timeout * 1.5 / 1000
         return read_timeout * _READ_TIMEOUT, connect_timeout
@@ -76,7 +81,7 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
         return super()._invoke(min(timeout, self._patience), *args, **options)
 
     def _submit(self, request: Any, timeout: Any, xid: int | None = None) -> None:
-        if xid is not None and xid > 0:
+        if xid is not None and xid > 0 and not self._connecting:
             now = time.monotonic()
             # Not yet negotiated: we are just logging in, on the very first connection.
             if self.negotiated and not self.leader_knows(now):
