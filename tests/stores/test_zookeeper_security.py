@@ -6,7 +6,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from urllib.parse import urlsplit
 
 import pytest
 from kazoo.exceptions import NoAuthError
@@ -15,7 +14,7 @@ from celery_distlock import Lock, LockConfigError, StoreUnavailable
 from celery_distlock.lease import Claim, new_owner
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
-from tests.support.zookeeper_server import ZooKeeperServer, connected
+from tests.support.zookeeper_server import ZooKeeperServer
 
 StartZooKeeper = Callable[..., ZooKeeperServer]
 Open = Callable[..., LockStore]
@@ -66,20 +65,6 @@ class TestDigest:
         store = store_of(as_user(zookeeper_url, "alice:s%40cret%2F"))
         assert store.name == zookeeper_url
         works(store)
-
-
-class TestChroot:
-    def test_it_is_made_when_it_is_missing(self, zookeeper_url: str, store_of: Open) -> None:
-        works(store_of(f"{zookeeper_url}/shop/locks"))
-        parts = urlsplit(zookeeper_url)
-        with connected(f"{parts.netloc}{parts.path}") as client:
-            assert client.get_children("/") == ["shop"]
-            assert client.get_children("/shop") == ["locks"]
-
-    def test_two_of_them_know_nothing_of_each_other(self, zookeeper_url: str, store_of: Open) -> None:
-        one, other = store_of(f"{zookeeper_url}/one"), store_of(f"{zookeeper_url}/other")
-        with Lock("k", store=one), Lock("k", store=other) as lock:
-            assert len(lock.holders()) == 1
 
 
 class TestSasl:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 
 import pytest
 
@@ -131,34 +128,3 @@ def test_a_store_that_is_closed_is_not_used_again_by_itself(zookeeper_url: str) 
         assert store._ours.session._client is None
         with pytest.raises(LockLost):
             lock.release()
-
-
-def hold_without_a_sign_of_life(url: str, seconds: int, pipe: Connection) -> None:
-    """Hold a lock, and the interpreter lock, too; tell whether the former is believed in afterwards."""
-    lock = Lock("k", url=url)
-    lock.acquire()
-    pipe.send("holds")
-    ctypes.PyDLL(None).sleep(seconds)  # unlike CDLL it does not let go of the interpreter lock
-    pipe.send("believes" if lock.held else "does not believe")
-
-
-def test_whoever_keeps_the_interpreter_lock_for_longer_than_its_session_loses_what_it_holds(zookeeper_url: str) -> None:
-    """A stated limit: the thread that would tell the server of this process cannot run."""
-    ours, theirs = multiprocessing.Pipe()
-    url = f"{zookeeper_url}?session_timeout=1"
-    busy = multiprocessing.get_context("spawn").Process(target=hold_without_a_sign_of_life, args=(url, 4, theirs))
-    busy.start()
-    try:
-        assert ours.poll(30)
-        assert ours.recv() == "holds"
-        with closing(open_store(zookeeper_url)) as store:
-            lock = Lock("k", store=store)
-            assert not lock.acquire(blocking=False)
-            assert lock.acquire(timeout=20)
-            assert not ours.poll(), "it was let in too late for this test"
-            assert ours.poll(20)
-            assert ours.recv() == "does not believe"
-            lock.release()
-    finally:
-        busy.kill()
-        busy.join()
