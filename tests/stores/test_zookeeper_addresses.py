@@ -1,10 +1,9 @@
-"""Store URLs of ZooKeeper, and who may come in."""
+"""Store URLs of ZooKeeper."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -16,8 +15,6 @@ from celery_distlock.stores import open_store
 from celery_distlock.stores.zookeeper import ZooKeeperStore
 from celery_distlock.stores.zookeeper.address import parse
 from tests.support.zookeeper_server import ZooKeeperServer
-
-StartZooKeeper = Callable[..., ZooKeeperServer]
 
 
 def claim(key: str = "k") -> Claim:
@@ -132,14 +129,6 @@ def test_opening_a_store_connects_to_nothing() -> None:
 # Servers.
 
 
-def test_a_chroot_that_does_not_exist_is_made(zookeeper_server: ZooKeeperServer, zookeeper_url: str) -> None:
-    with closing(ZooKeeperStore(f"{zookeeper_url}/deep/er")) as store:
-        assert store.holders() == []
-        assert isinstance(store.acquire(claim()), Lease)
-    with zookeeper_server.client("/" + zookeeper_url.rpartition("/")[2]) as client:
-        assert client.get_children("/deep/er") == ["distlock"]
-
-
 def test_a_host_without_a_name_is_an_error_in_time() -> None:
     with (
         closing(ZooKeeperStore("zookeeper://host.invalid:1?timeout=0.5")) as store,
@@ -153,43 +142,3 @@ def test_of_several_servers_one_that_answers_is_enough(zookeeper_server: ZooKeep
     url = f"zookeeper://127.0.0.1:1,{zookeeper_server.hosts},127.0.0.1:2/{chroot}"
     with closing(ZooKeeperStore(url)) as store:
         assert isinstance(store.acquire(claim()), Lease)
-
-
-def test_what_is_made_with_a_login_is_closed_to_others(zookeeper_server: ZooKeeperServer, zookeeper_url: str) -> None:
-    ours = zookeeper_url.replace("://", "://shop:secret@")
-    strangers = zookeeper_url.replace("://", "://shop:guessed@")
-    with closing(ZooKeeperStore(ours)) as store, closing(ZooKeeperStore(ours)) as colleague:
-        lease = store.acquire(claim())
-        assert isinstance(lease, Lease)
-        with closing(ZooKeeperStore(strangers)) as stranger, pytest.raises(StoreUnavailable, match="NoAuth"):
-            stranger.release([lease])
-        assert colleague.release([lease]) == [True]
-        store.holders("k")
-
-
-def test_sasl_logs_in(private_zookeeper: StartZooKeeper) -> None:
-    pytest.importorskip("puresasl")
-    server = private_zookeeper(users={"shop": "secret"})
-    with closing(ZooKeeperStore(f"zookeeper://shop:secret@{server.hosts}/x?sasl=DIGEST-MD5")) as store:
-        lease = store.acquire(claim())
-        assert isinstance(lease, Lease)
-        assert store.release([lease]) == [True]
-    wrong = f"zookeeper://shop:guessed@{server.hosts}/x?sasl=DIGEST-MD5&timeout=2"
-    with closing(ZooKeeperStore(wrong)) as store:
-        for _ in range(2):
-            with pytest.raises(StoreUnavailable):
-                store.acquire(claim())
-
-
-@pytest.mark.parametrize("wanted", ["server", "client"])
-def test_tls(private_zookeeper: StartZooKeeper, wanted: str) -> None:
-    server = private_zookeeper(tls=wanted)
-    address = f"zookeeper://localhost:{server.tls_port}/x?tls=true&ca={server.certificates.authority}"
-    certificate = f"&certfile={server.certificates.client}&keyfile={server.certificates.client}"
-    with closing(ZooKeeperStore(address + (certificate if wanted == "client" else ""))) as store:
-        lease = store.acquire(claim())
-        assert isinstance(lease, Lease)
-        assert store.release([lease]) == [True]
-    if wanted == "client":
-        with closing(ZooKeeperStore(f"{address}&timeout=2")) as store, pytest.raises(StoreUnavailable):
-            store.acquire(claim())

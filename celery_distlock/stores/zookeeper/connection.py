@@ -83,8 +83,7 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
     def _submit(self, request: Any, timeout: Any, xid: int | None = None) -> None:
         if xid is not None and xid > 0 and not self._connecting:
             now = time.monotonic()
-            # Not yet negotiated: we are just logging in, on the very first connection.
-            if self.negotiated and not self.leader_knows(now):
+            if not self.leader_knows(now):
                 raise ConnectionDropped("silent for too long: the leader must be asked whether the session goes on")
             self._sent.append(now)
         super()._submit(request, timeout, xid)
