@@ -7,6 +7,8 @@ its values must obey, and everything below reads it from there. One option has t
     app.conf.distlock_ttl = 60                    the app's default    conf_options
     charge.apply_async(lock={"ttl": 60})          one call             call_options
 
+What makes a message unique is spelled without ``lock_`` in a task's class: ``unique_for=60``.
+
 An error repeats the spelling the user wrote, the value, and what would have been allowed. An option that nothing
 would read is an error, too: a lock that is not configured as its author believes is worse than none.
 
@@ -34,6 +36,7 @@ __all__ = [
     "LockOptions",
     "StoreSettings",
     "call_options",
+    "check_unique",
     "check_wait",
     "conf_options",
     "merge",
@@ -75,6 +78,12 @@ class LockOptions:
         on_unsure: what the store's silence past the lease's deadline does to the running task.
         on_store_error: what becomes of a task whose store cannot be asked.
         max_parked: parked tasks per worker; above it ``wait`` becomes ``retry``.
+        unique_while: for how long a published task is the only one of its unique key: until its run starts, or until
+            it ends.
+        unique_for: time after the first was accepted in which no second one is, whatever became of it.
+        unique_key: what must not be published twice, written as ``key`` is; None: the lock's key.
+        unique_ttl: time after which a published task that has not started is believed never to start.
+        on_duplicate: what becomes of a call that finds another one.
     """
 
     key: KeySpec = field(default=None, metadata=_must_be(rules.parameters()))
@@ -96,6 +105,20 @@ class LockOptions:
         default="retry", metadata=_must_be(rules.choice("retry", "fail", "run"))
     )
     max_parked: int = field(default=1000, metadata=_must_be(rules.integer(0, _MOST_PARKED)))
+    unique_while: Literal["queued", "queued_or_running"] | None = field(
+        default=None, metadata=_must_be(rules.choice("queued", "queued_or_running", optional=True))
+    )
+    unique_for: float | None = field(default=None, metadata=_must_be(rules.seconds(optional=True)))
+    unique_key: KeySpec = field(default=None, metadata=_must_be(rules.parameters()))
+    unique_ttl: float = field(default=3600.0, metadata=_must_be(rules.seconds()))
+    on_duplicate: Literal["return", "raise", "replace", "rerun"] = field(
+        default="return", metadata=_must_be(rules.choice("return", "raise", "replace", "rerun"))
+    )
+
+    @property
+    def unique(self) -> bool:
+        """Whether publishing asks the store at all."""
+        return self.unique_while is not None or self.unique_for is not None
 
 
 _URL = rules.text("None, or a URL such as 'redis://localhost:6379/0'", r"[\w.+-]+://\S*", optional=True)
@@ -122,6 +145,9 @@ class StoreSettings:
 
 
 _RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(LockOptions)}
+#: As a task's class spells it → field.
+_WRITTEN = {name if name.startswith("unique_") or name == "on_duplicate" else f"lock_{name}": name for name in _RULES}
+_SPELLED = {name: written for written, name in _WRITTEN.items()}
 _STORE_RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(StoreSettings)}
 _STORE_SETTINGS = {f"distlock_{'store_options' if name == 'options' else name}": name for name in _STORE_RULES}
 #: Named in the design, so people will try them; to accept one and do nothing would be a lie.
@@ -131,11 +157,6 @@ _LATER = frozenset(
         "lock_max_hold",
         "lock_hold_on_retry",
         "lock_skip_chain",
-        "unique_while",
-        "unique_for",
-        "unique_key",
-        "unique_ttl",
-        "on_duplicate",
         "beat_unique_tick",
     )
 )
@@ -190,15 +211,13 @@ def task_options(attributes: Mapping[str, Any], *, where: str) -> dict[str, Any]
     """
     layer = Layer(where)
     for written, value in attributes.items():
-        name = written.removeprefix("lock_")
         if written in _LATER:
             raise rules.not_yet(where, written)
-        if name == written:
-            continue
-        if name not in _RULES:
-            if _is_method(written, value):
+        name = _WRITTEN.get(written)
+        if name is None:
+            if not written.startswith(("lock_", "unique_")) or _is_method(written, value):
                 continue
-            raise rules.unknown(where, written, written, (f"lock_{each}" for each in _RULES))
+            raise rules.unknown(where, written, written, _WRITTEN)
         plain = value.__func__ if isinstance(value, staticmethod) else value
         layer.take(name, plain, _RULES[name], Spelling(f"{written}="))
     _refuse_unused(layer)
@@ -339,6 +358,8 @@ def conf_options(conf: Mapping[str, Any]) -> dict[str, Any]:
 # --- where layers meet ------------------------------------------------------------------------------------------
 
 
+#: What takes the place of a task that is queued.
+_LATEST = ("replace", "rerun")
 #: Two options, whether they contradict each other, and why.
 _CONTRADICTIONS: tuple[tuple[str, str, Callable[[LockOptions], bool], str], ...] = (
     (
@@ -352,6 +373,24 @@ _CONTRADICTIONS: tuple[tuple[str, str, Callable[[LockOptions], bool], str], ...]
         "on_lost",
         lambda options: options.on_unsure == "abort" and options.on_lost == "warn",
         "a lease in doubt would end the task, and one known to be lost would not",
+    ),
+    (
+        "on_duplicate",
+        "unique_for",
+        lambda options: options.on_duplicate in _LATEST and options.unique_for is not None,
+        "within that time nothing else is accepted, and the latest one always is",
+    ),
+    (
+        "on_duplicate",
+        "on_contention",
+        lambda options: options.on_duplicate == "rerun" and options.on_contention in ("skip", "fail"),
+        "the one that is to run again has to wait for its lock",
+    ),
+    (
+        "on_duplicate",
+        "limit",
+        lambda options: options.on_duplicate == "rerun" and options.limit != 1,
+        "the one that is to run again would not wait for the one that runs",
     ),
 )
 
@@ -376,7 +415,7 @@ def merge(*layers: Mapping[str, Any]) -> LockOptions:
         layer = source.get(name)
         if isinstance(layer, Layer):
             return f"{layer.show(name)} ({layer.where})"
-        return f"lock_{name}={getattr(options, name)!r}" + ("" if name in source else " (the default)")
+        return f"{_SPELLED[name]}={getattr(options, name)!r}" + ("" if name in source else " (the default)")
 
     for one, other, contradict, why in _CONTRADICTIONS:
         if contradict(options):
@@ -400,6 +439,27 @@ def check_wait(options: LockOptions, acks_late: bool, where: str) -> None:
             f"{where}: lock_on_contention='wait' needs acks_late=True: a waiting task is parked with its message "
             "unacknowledged, so that the broker keeps it if the worker dies. It also means that a worker lost in "
             "the middle of a run makes the task run again. Set acks_late=True to accept that, or use 'retry'"
+        )
+
+
+def check_unique(options: LockOptions, where: str) -> None:
+    """Refuse what says how a task is unique, of one that is not.
+
+    Arguments:
+        options: the task's merged options.
+        where: what an error calls the task.
+
+    Raises:
+        LockConfigError: something is missing.
+    """
+    if options.on_duplicate in _LATEST and options.unique_while is None:
+        raise LockConfigError(
+            f"{where}: on_duplicate={options.on_duplicate!r} takes the place of a task that is queued; it needs "
+            "unique_while='queued' or 'queued_or_running'"
+        )
+    if options.unique_key is not None and not options.unique:
+        raise LockConfigError(
+            f"{where}: unique_key={options.unique_key!r} would not be used; it needs unique_while or unique_for"
         )
 
 

@@ -43,6 +43,7 @@ from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
 from celery_distlock.task.grant import confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.message import UNIQUE_HEADER
 from celery_distlock.task.redelivery import (
     check_result,
     completion_of,
@@ -53,6 +54,7 @@ from celery_distlock.task.redelivery import (
     settle_copy,
 )
 from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, Run
+from celery_distlock.task.unique import UniqueMessage, enter
 from celery_distlock.waiting import poll_for
 
 __all__ = ["run_traced"]
@@ -94,9 +96,12 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
     if frames() and not request.is_eager:
         # Nothing runs below a worker's task: what is left here was left by a signal that struck between two lines.
         frames()[:] = [frame for frame in frames() if not isinstance(frame.subject, Context)]
+    if request.headers and UNIQUE_HEADER in request.headers:
+        enter(task, request)
     options: LockOptions = task._lock_checked_options_of(request)
     key = task._lock_key_of(request, args, kwargs)
     if key is None:
+        _begin(task, request, options, Run.of(request, request.headers), None)
         _started(task, request)
         return body(*args, **kwargs)
     outer = holding(key, task._lock_store) if frames() else None
@@ -114,6 +119,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
             request.distlock_unlocked = True
+            _begin(task, request, options, run, key)
             _started(task, request)
             return body(*args, **kwargs)
         if options.on_store_error == "fail" or request.is_eager:
@@ -137,10 +143,26 @@ def _hold(
         if request.headers and header in request.headers:
             request.headers = {name: value for name, value in request.headers.items() if name != header}
     lock_acquired.send(sender=task, task_id=request.id, key=grant.lock.key, lock=grant.lock)
+    _begin(task, request, options, grant.run, grant.lock.key)
     _started(task, request)
     result = body(*args, **kwargs)
     confirm(task, request.id, options, grant.lock)
     return result
+
+
+def _begin(task: Any, request: Any, options: LockOptions, run: Run, key: str | None) -> None:
+    """Tell the store that a unique message starts; without an answer the task follows ``lock_on_store_error``."""
+    message: UniqueMessage | None = getattr(request, "distlock_unique", None)
+    if message is None:
+        return
+    try:
+        message.begin(options, run)
+    except StoreUnavailable as error:
+        if options.on_store_error == "fail":
+            raise
+        if options.on_store_error == "retry":
+            retry_later(task, options, run, str(key), error)
+        log.warning("Task %s[%s] runs without a word to the store: %s", task.name, run.id, error)
 
 
 def _started(task: Any, request: Any) -> None:
@@ -214,6 +236,9 @@ def _granted(task: Any, request: Any, store: LockStore, lease: Lease, cell: cell
 def _refused(
     task: Any, request: Any, options: LockOptions, run: Run, answer: Contended, args: Any, kwargs: Any
 ) -> _Grant | _Skipped:
+    message: UniqueMessage | None = getattr(request, "distlock_unique", None)
+    if message is not None:
+        message.still_queued()
     since = (request.headers or {}).get(SINCE_HEADER)
     contention = Contention(
         answer.key, answer.holder, run.attempt, 0.0 if since is None else max(0.0, time.time() - since)
@@ -243,15 +268,21 @@ def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, 
     stack = frames()
     stack[:] = [frame for frame in stack if frame.subject is not request]
     grant: _Grant | None = getattr(request, "distlock_grant", None)
+    message: UniqueMessage | None = getattr(request, "distlock_unique", None)
+    running = [] if message is None else message.ends(state)
     if grant is not None:
-        _release(task, request, grant, leaves_record(task, request, state, retval))
+        _release(task, request, grant, leaves_record(task, request, state, retval), message, running)
+    elif message is not None:
+        message.release(running)
 
 
 # Tracers look at the receivers when they are built, so this is connected at import, and for good.
 signals.task_postrun.connect(_on_postrun, weak=False, dispatch_uid="celery_distlock.release")
 
 
-def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
+def _release(
+    task: Any, request: Any, grant: _Grant, complete: bool, message: UniqueMessage | None, running: list[Lease]
+) -> None:
     lock, lease = grant.lock, grant.lease
     lock.released = True
     completion = completion_of(task, lease.key, grant.run) if complete else None
@@ -260,14 +291,17 @@ def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
     if grant.cell is not None:
         grant.cell.releasing(complete)
     try:
-        (ours,) = grant.store.release([lease], [completion])
+        # The running key first: whoever is granted the lock next finds it free.
+        *_, ours = grant.store.release([*running, lease], [*(None for _ in running), completion])
     except StoreUnavailable as error:
         log.warning("Task %s[%s]: lock %r will be released later: %s", task.name, request.id, lease.key, error)
-        _release_later(grant, completion)
+        _release_later(grant, completion, message)
         return
     except BaseException:
-        _release_later(grant, completion)
+        _release_later(grant, completion, message)
         raise
+    if message is not None:
+        message.released()
     if grant.cell is not None:
         grant.cell.done()
     if not ours:
@@ -275,7 +309,9 @@ def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
     lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
 
 
-def _release_later(grant: _Grant, completion: Completion | None) -> None:
+def _release_later(grant: _Grant, completion: Completion | None, message: UniqueMessage | None) -> None:
+    if message is not None:
+        message.release_later()
     if grant.cell is not None:
         # The main process goes on: it outlives this child.
         grant.cell.owed()

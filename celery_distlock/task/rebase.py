@@ -40,9 +40,11 @@ def lock_tasks(app: Celery, rules: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for pattern, options in rules.items():
         where = f"lock_tasks, {pattern!r}"
-        strangers = [name for name in options if not name.startswith("lock_")]
+        strangers = [name for name in options if not name.startswith(("lock_", "unique_")) and name != "on_duplicate"]
         if strangers:
-            raise LockConfigError(f"{where}: {strangers[0]!r} is no lock option; they all begin with lock_")
+            raise LockConfigError(
+                f"{where}: {strangers[0]!r} is no lock option; they begin with lock_ or unique_, but for on_duplicate"
+            )
         merge(task_options(options, where=where))
 
     locking = _Locking(app, rules)

@@ -21,6 +21,7 @@ from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child
 
 if TYPE_CHECKING:
+    from celery_distlock.worker.unique import SupervisedPlace
     from celery_distlock.worker.warden import Warden
 
 __all__ = ["Supervised"]
@@ -45,6 +46,8 @@ class Supervised(Kept):
         self.accepted = False
         self.child: Child | None = None
         self.aborted: LockLost | None = None
+        #: Of a unique message.
+        self.place: SupervisedPlace | None = None
         self.ended = False
         #: Whether the run ended in a way that left a completion record; known once it has ended.
         self.complete = False

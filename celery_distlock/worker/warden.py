@@ -37,12 +37,14 @@ from celery_distlock import cells
 from celery_distlock.keepalive import Keeper
 from celery_distlock.lease import Completion, Lease, new_owner
 from celery_distlock.task import event_loop
+from celery_distlock.task.message import UNIQUE_HEADER, cancel_later, token_of
 from celery_distlock.task.run import OPTIONS_HEADER, Run
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
 from celery_distlock.worker.loop import ConsumerThread
 from celery_distlock.worker.reaping import reap
 from celery_distlock.worker.supervised import Supervised
+from celery_distlock.worker.unique import SupervisedPlace
 from celery_distlock.worker.unsure import UnsureWatch
 from celery_distlock.worker.visibility import Visibility
 
@@ -103,6 +105,12 @@ class Warden:
         """Note that a message was acknowledged or rejected."""
         self.visibility.drop(request)
 
+    def never_starts(self, request: Any) -> None:
+        """Free the place of a unique message that was revoked, or has expired."""
+        token = token_of(request.request_dict, request.id)
+        if token is not None:
+            cancel_later(self.keeper, request.task._lock_store, token, window=False)
+
     def running(self, label: str) -> Supervised | None:
         """Return the run of that label, if an executor of this worker has begun it.
 
@@ -124,6 +132,8 @@ class Warden:
         self._table[owner] = self._by_label[supervised.label] = supervised
         if supervised.cell is not None:
             self.keeper.keep(supervised)
+        if UNIQUE_HEADER in request_dict:
+            supervised.place = SupervisedPlace.of(supervised, request_dict)
         return supervised
 
     def accepted(self, supervised: Supervised, pid: int) -> None:
@@ -173,6 +183,8 @@ class Warden:
         self.keeper.drop(supervised)
         if self._by_label.get(supervised.label) is supervised:
             del self._by_label[supervised.label]
+        if supervised.place is not None:
+            supervised.place.settle()
         cell = supervised.cell
         if cell is not None:
             self._settle(supervised, cell)

@@ -36,6 +36,11 @@ def refusal(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     return str(caught.value)
 
 
+def written(name: str) -> str:
+    """Return an option's name as a task's class spells it."""
+    return name if name.startswith("unique_") or name == "on_duplicate" else f"lock_{name}"
+
+
 def by_task(name: str, value: Any) -> dict[str, Any]:
     return task_options({f"lock_{name}": value}, where=TASK)
 
@@ -161,12 +166,17 @@ def test_no_option_set_means_the_defaults_of_the_design() -> None:
         "on_unsure": "continue",
         "on_store_error": "retry",
         "max_parked": 1000,
+        "unique_while": None,
+        "unique_for": None,
+        "unique_key": None,
+        "unique_ttl": 3600.0,
+        "on_duplicate": "return",
     }
 
 
 def test_every_default_obeys_its_own_rule() -> None:
     for each in fields(LockOptions):
-        assert by_task(each.name, each.default) == {each.name: each.default}
+        assert task_options({written(each.name): each.default}, where=TASK) == {each.name: each.default}
 
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -175,7 +185,7 @@ def test_every_default_obeys_its_own_rule() -> None:
 def test_an_unknown_task_option_is_refused_with_the_one_that_was_meant_and_the_list() -> None:
     message = refusal(task_options, {"lock_tll": 5}, where=TASK)
     assert message.startswith(f"{TASK}: there is no option lock_tll; did you mean 'lock_ttl'?")
-    assert all(f"lock_{each.name}" in message for each in fields(LockOptions))
+    assert all(written(each.name) in message for each in fields(LockOptions))
 
 
 def test_an_unknown_option_that_resembles_none_gets_no_guess() -> None:
@@ -225,11 +235,6 @@ def test_attributes_that_do_not_begin_with_lock_are_not_ours() -> None:
         "lock_max_hold",
         "lock_hold_on_retry",
         "lock_skip_chain",
-        "unique_while",
-        "unique_for",
-        "unique_key",
-        "unique_ttl",
-        "on_duplicate",
         "beat_unique_tick",
     ],
 )

@@ -14,6 +14,12 @@ key                                     type    content
                                                 released and must not come back) → since when (µs)
 ``<prefix>:1:{<shard>}:q:<key>``        hash    waiters: owner → ``<claim ttl> <not before> <limit> <listener> <JSON
                                                 record>``, times in µs
+``<prefix>:1:{<shard>}:u:<key>``        hash    a token; the key is that of the lease a running task holds while
+                                                it is unique: ``queued`` → task id, ``window`` → task id; until
+                                                when: ``queued:until``, ``window:until`` and, once it has started,
+                                                ``window:full`` (µs)
+``<prefix>:1:{<shard>}:x:<key>``        zset    task ids that a newer one has superseded, ``<id>:begun``: has started
+                                                before its token was entered → until when that is remembered (µs)
 ``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last fence or ticket given out; ``epoch``: the
                                                 first
 ``<prefix>:1:{<shard>}:c:<n>:<key>…``   string  a completion record, ``…<key>:<run>``; n is the key's length
@@ -24,7 +30,8 @@ owner's length.
 
 The shard is the only hash tag, so that a script's keys are in one slot of a cluster. Only the (at most 16) meta
 hashes have no expiry. The others vanish when they are empty; holders and records, for a late renewal to find, an
-hour after the last of them has expired; tombstones after an hour; waiters and offers with the last one's deadline.
+hour after the last of them has expired; tombstones after an hour; waiters and offers with the last one's deadline;
+tokens and what has superseded them at the end of their time.
 """
 
 from __future__ import annotations
@@ -86,7 +93,7 @@ class Layout:
         )
 
     def of_kind(self, kind: str, key: str) -> bytes:
-        """Return one of the keys of a lock: ``"h"``, ``"r"``, ``"w"``, ``"d"``, ``"t"`` or ``"q"``."""
+        """Return one of the keys of a lock or token, by the letter in the table above."""
         name = key.encode(*_CODEC)
         return b"%b%b:%b" % (self._bases[crc32(name) % SHARDS], kind.encode(), name)
 

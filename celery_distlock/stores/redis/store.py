@@ -48,6 +48,7 @@ from celery_distlock.stores.redis.connection import Answer, Connections
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.queueing import RedisQueueing
 from celery_distlock.stores.redis.scripts import ACQUIRE, HOLDERS, RELEASE, RENEW, Script, command
+from celery_distlock.stores.redis.uniqueness import RedisUniqueness
 
 __all__ = ["RedisStore"]
 
@@ -60,7 +61,7 @@ _CHECK_TIMEOUT = 0.5
 _SCAN_COUNT = 1000
 
 
-class RedisStore(RedisQueueing, LockStore):
+class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
     """A store in Redis.
 
     Arguments:
