@@ -78,6 +78,8 @@ class LockOptions:
         on_unsure: what the store's silence past the lease's deadline does to the running task.
         on_store_error: what becomes of a task whose store cannot be asked.
         max_parked: parked tasks per worker; above it ``wait`` becomes ``retry``.
+        min_hold: time from the grant for which the key stays taken even if the task ends before.
+        max_hold: time from the grant after which the task is aborted; None: never.
         unique_while: for how long a published task is the only one of its unique key: until its run starts, or until
             it ends.
         unique_for: time after the first was accepted in which no second one is, whatever became of it.
@@ -105,6 +107,8 @@ class LockOptions:
         default="retry", metadata=_must_be(rules.choice("retry", "fail", "run"))
     )
     max_parked: int = field(default=1000, metadata=_must_be(rules.integer(0, _MOST_PARKED)))
+    min_hold: float = field(default=0.0, metadata=_must_be(rules.seconds(0.0)))
+    max_hold: float | None = field(default=None, metadata=_must_be(rules.seconds(optional=True)))
     unique_while: Literal["queued", "queued_or_running"] | None = field(
         default=None, metadata=_must_be(rules.choice("queued", "queued_or_running", optional=True))
     )
@@ -153,8 +157,6 @@ _STORE_SETTINGS = {f"distlock_{'store_options' if name == 'options' else name}":
 #: Named in the design, so people will try them; to accept one and do nothing would be a lie.
 _LATER = frozenset(
     (
-        "lock_min_hold",
-        "lock_max_hold",
         "lock_hold_on_retry",
         "lock_skip_chain",
         "beat_unique_tick",
@@ -373,6 +375,12 @@ _CONTRADICTIONS: tuple[tuple[str, str, Callable[[LockOptions], bool], str], ...]
         "on_lost",
         lambda options: options.on_unsure == "abort" and options.on_lost == "warn",
         "a lease in doubt would end the task, and one known to be lost would not",
+    ),
+    (
+        "min_hold",
+        "max_hold",
+        lambda options: options.max_hold is not None and options.min_hold > options.max_hold,
+        "the shortest time is longer than the longest",
     ),
     (
         "on_duplicate",

@@ -34,6 +34,8 @@ class LockStore(ABC):
     name: str
     #: The name space within it: the same key under another prefix is another lock.
     prefix: str = ""
+    #: Whether :meth:`release` looks at ``Lease.rest``; where it does not, tasks cannot have a ``lock_min_hold``.
+    rests: bool = False
 
     @abstractmethod
     def acquire(self, claim: Claim) -> Lease | Contended | Completed:
@@ -63,7 +65,9 @@ class LockStore(ABC):
 
         Arguments:
             leases: what to give back. One with fence 0 (:meth:`Lease.unknown`) also bars its owner from being
-                granted the key later, for an acquire that may still be under way.
+                granted the key later, for an acquire that may still be under way. One with a ``rest`` keeps its place
+                taken for so many seconds, if the store :attr:`rests`: nobody can renew or release it, and after that
+                it is gone without a trace.
             completions: empty, or one per lease: the record to leave with it, atomically, or None.
 
         Raises:

@@ -33,7 +33,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -75,6 +75,8 @@ class _Held:
     record: Mapping[str, Any]
     #: Set until the waiter that was offered this place has taken it.
     offer: _Waiter | None = None
+    #: Released before its shortest time was over.
+    resting: bool = False
 
 
 @dataclass
@@ -225,7 +227,7 @@ class _Table:
 
     def extend(self, held: _Held, expires: float) -> None:
         held.expires = expires
-        self.listed.put((held.key, held.owner), expires + _MEMORY, held)
+        self.listed.put((held.key, held.owner), expires + (0.0 if held.resting else _MEMORY), held)
 
     def remove(self, held: _Held) -> None:
         self.listed.pop((held.key, held.owner))
@@ -272,6 +274,7 @@ class _Table:
                     "fence": h.fence,
                     "remaining": h.expires - now,
                     **({"offered": True} if h.offer else {}),
+                    **({"resting": True} if h.resting else {}),
                 },
             )
             for h in oldest_first
@@ -315,6 +318,8 @@ class MemoryStore(LockStore, Queueing, Uniqueness):
         clock: the store's time in seconds; give all stores of one name the same. The deadlines of leases stay on
             ``time.monotonic()``, as everywhere.
     """
+
+    rests = True
 
     def __init__(
         self, name: str = "", *, prefix: str = "distlock", clock: Callable[[], float] = time.monotonic
@@ -409,6 +414,10 @@ class MemoryStore(LockStore, Queueing, Uniqueness):
                 held = table.find(lease)
                 if held is not None:
                     table.remove(held)
+                    if lease.rest:
+                        table.enter(
+                            replace(held, owner=f"{held.owner}:resting", expires=now + lease.rest, resting=True)
+                        )
                 if lease.fence == 0:
                     table.drop(lease.key, lease.owner)
                 # A lease of before the loss of the data is barred too, or a renewal under way would re-assert it.

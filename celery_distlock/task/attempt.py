@@ -42,7 +42,7 @@ from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
-from celery_distlock.task.grant import confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
 from celery_distlock.task.message import UNIQUE_HEADER
 from celery_distlock.task.redelivery import (
     check_result,
@@ -75,6 +75,7 @@ class _Grant:
     cell: cells.Cell | None
     kept: SelfKept | None
     run: Run
+    min_hold: float
 
 
 @dataclass
@@ -176,6 +177,8 @@ def _acquire(
     task: Any, request: Any, options: LockOptions, key: str, run: Run, args: Any, kwargs: Any
 ) -> _Grant | Contended:
     store: LockStore = task._lock_store
+    if options.min_hold and not store.rests:
+        raise cannot_rest(task.name, store)
     owner, cell = _identity(request)
     claim = Claim(
         key,
@@ -200,7 +203,7 @@ def _acquire(
             cell.refused()
         answer = settle_copy(task, request, store, claim, run, answer)
     if isinstance(answer, Lease):
-        return _granted(task, request, store, answer, cell, run)
+        return _granted(task, request, options, store, answer, cell, run)
     if cell is not None:
         cell.refused()
     if isinstance(answer, Completed):
@@ -219,15 +222,17 @@ def _identity(request: Any) -> tuple[str, cells.Cell | None]:
     return owner, cells.attach(arena, index) if index is not None else None
 
 
-def _granted(task: Any, request: Any, store: LockStore, lease: Lease, cell: cells.Cell | None, run: Run) -> _Grant:
+def _granted(
+    task: Any, request: Any, options: LockOptions, store: LockStore, lease: Lease, cell: cells.Cell | None, run: Run
+) -> _Grant:
     trust: Trust
     kept = None
     if cell is not None:
         cell.granted(lease)
         trust = cell
     else:
-        trust = kept = keep_alive(task, request.id, store, lease)
-    return _Grant(store, lease, HeldLock(lease, store, trust), cell, kept, run)
+        trust = kept = keep_alive(task, request.id, store, lease, options.max_hold)
+    return _Grant(store, lease, HeldLock(lease, store, trust, options.max_hold), cell, kept, run, options.min_hold)
 
 
 # -- refused -----------------------------------------------------------------------------------------------------
@@ -255,7 +260,7 @@ def _refused(
         retry_later(task, options, run, answer.key, error, answer.holder)
     # Celery would run a Retry at once and recursively: wait in place instead.
     lease = wait_in_place(task, options, answer, run, args, kwargs)
-    return _granted(task, request, task._lock_store, lease, None, run)
+    return _granted(task, request, options, task._lock_store, lease, None, run)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------
@@ -271,7 +276,7 @@ def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, 
     message: UniqueMessage | None = getattr(request, "distlock_unique", None)
     running = [] if message is None else message.ends(state)
     if grant is not None:
-        _release(task, request, grant, leaves_record(task, request, state, retval), message, running)
+        _release(task, request, grant, state, leaves_record(task, request, state, retval), message, running)
     elif message is not None:
         message.release(running)
 
@@ -281,10 +286,19 @@ signals.task_postrun.connect(_on_postrun, weak=False, dispatch_uid="celery_distl
 
 
 def _release(
-    task: Any, request: Any, grant: _Grant, complete: bool, message: UniqueMessage | None, running: list[Lease]
+    task: Any,
+    request: Any,
+    grant: _Grant,
+    state: str | None,
+    complete: bool,
+    message: UniqueMessage | None,
+    running: list[Lease],
 ) -> None:
     lock, lease = grant.lock, grant.lease
     lock.released = True
+    if grant.min_hold and state in states.READY_STATES:
+        # Not between a task's own retries: those are one piece of work.
+        lease = grant.lease = at_release(lease, grant.min_hold)
     completion = completion_of(task, lease.key, grant.run) if complete else None
     if grant.kept is not None:
         grant.kept.end()

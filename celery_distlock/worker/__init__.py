@@ -2,9 +2,9 @@
 
 ``steps`` adds it to the worker, ``request`` is the task request it hooks into, ``warden`` keeps the table of what runs
 where, a row of which is ``supervised``; ``children`` knows when a child is dead, ``abort`` kills the right one,
-``unique`` keeps what unique messages hold while they run, ``unsure`` watches deadlines, ``copies`` parks messages
-delivered twice, ``visibility`` keeps the broker from delivering them twice, ``loop`` leads into the consumer's thread,
-and ``reaping`` has the pool notice a death at once.
+``unique`` keeps what unique messages hold while they run, ``limits`` watches how long a task may run, ``copies`` parks
+messages delivered twice, ``visibility`` keeps the broker from delivering them twice, ``loop`` leads into the
+consumer's thread, and ``reaping`` has the pool notice a death at once.
 """
 
 from celery_distlock.worker.request import SupervisedRequest

@@ -41,11 +41,11 @@ from celery_distlock.task.message import UNIQUE_HEADER, cancel_later, token_of
 from celery_distlock.task.run import OPTIONS_HEADER, Run
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
+from celery_distlock.worker.limits import LimitWatch
 from celery_distlock.worker.loop import ConsumerThread
 from celery_distlock.worker.reaping import reap
 from celery_distlock.worker.supervised import Supervised
 from celery_distlock.worker.unique import SupervisedPlace
-from celery_distlock.worker.unsure import UnsureWatch
 from celery_distlock.worker.visibility import Visibility
 
 __all__ = ["Warden", "run_of"]
@@ -74,7 +74,7 @@ class Warden:
         # By owner, and the latest of each run.
         self._table: dict[str, Supervised] = {}
         self._by_label: dict[str, Supervised] = {}
-        self._unsure_watch: UnsureWatch | None = None
+        self._limit_watch: LimitWatch | None = None
         self._pid = os.getpid()
         Warden.current = self
 
@@ -141,6 +141,8 @@ class Warden:
         # In a thread pool it may have stood in line since it was admitted.
         self._suspect(supervised.request)
         supervised.accepted = True
+        if supervised.options.max_hold is not None and supervised.cell is not None:
+            self._watch_limits(supervised)
         self.found_executor(supervised, pid)
 
     def found_executor(self, supervised: Supervised, pid: int) -> None:
@@ -153,7 +155,7 @@ class Warden:
             # It ended before its acceptance was read.
             self.end(supervised)
         elif supervised.options.on_unsure == "abort" and supervised.cell is not None:
-            self._watch_unsure(supervised)
+            self._watch_limits(supervised)
 
     def forgotten(self, supervised: Supervised) -> bool:
         """Return whether a request that never began can be given up: its connection is gone, and it is long ago.
@@ -249,10 +251,10 @@ class Warden:
 
     # -- the rest ---------------------------------------------------------------------------------------------
 
-    def _watch_unsure(self, supervised: Supervised) -> None:
-        if self._unsure_watch is None:
-            self._unsure_watch = UnsureWatch()
-        self._unsure_watch.add(supervised)
+    def _watch_limits(self, supervised: Supervised) -> None:
+        if self._limit_watch is None:
+            self._limit_watch = LimitWatch()
+        self._limit_watch.add(supervised)
 
     def stop(self) -> None:
         """Settle what is owed and end the threads; called when the pool has drained."""
@@ -263,8 +265,8 @@ class Warden:
                 self.end(supervised)
         self.visibility.stop()
         event_loop.gone()
-        if self._unsure_watch is not None:
-            self._unsure_watch.stop()
+        if self._limit_watch is not None:
+            self._limit_watch.stop()
         self.keeper.stop()
         self.loop.close()
         if Warden.current is self:

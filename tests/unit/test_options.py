@@ -166,6 +166,8 @@ def test_no_option_set_means_the_defaults_of_the_design() -> None:
         "on_unsure": "continue",
         "on_store_error": "retry",
         "max_parked": 1000,
+        "min_hold": 0.0,
+        "max_hold": None,
         "unique_while": None,
         "unique_for": None,
         "unique_key": None,
@@ -231,8 +233,6 @@ def test_attributes_that_do_not_begin_with_lock_are_not_ours() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "lock_min_hold",
-        "lock_max_hold",
         "lock_hold_on_retry",
         "lock_skip_chain",
         "beat_unique_tick",

@@ -6,7 +6,8 @@ key                                     type    content
 ``<prefix>:1:{<shard>}:h:<key>``        zset    holders: owner → expiry (server's time, µs)
 ``<prefix>:1:{<shard>}:r:<key>``        hash    owner → ``<fence> <limit> <JSON record>``;
                                                 ``<owner>:condemned`` → when it was first found expired by
-                                                somebody who wants its place (µs)
+                                                somebody who wants its place (µs). In both, the owner
+                                                ``<owner>:resting`` was released before its shortest time was over
 ``<prefix>:1:{<shard>}:w:<key>``        zset    waiters: owner → ticket
 ``<prefix>:1:{<shard>}:d:<key>``        zset    waiters, and holders that were offered their place and have not
                                                 taken it: owner → when it is taken for gone (µs)

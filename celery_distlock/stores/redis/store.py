@@ -76,6 +76,8 @@ class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
         LockConfigError: one of them cannot be used; the message says which.
     """
 
+    rests = True
+
     def __init__(
         self,
         client: redis.Redis | None = None,
@@ -194,6 +196,7 @@ class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
                         arguments.LINGER,
                         b"%d" % lease.fence,
                         b"0" if done is None else _milliseconds(done.ttl),
+                        *((b"%d" % round(lease.rest * 1e6),) if lease.rest else ()),
                     ),
                     self._layout.completion_of(done),
                 )
@@ -333,6 +336,10 @@ def _holders(key: str, now: int, flat: Sequence[Any]) -> list[Holder]:
         told.update(key=key, owner=owner.decode(), fence=int(fence or 0), remaining=(float(expiry) - now) / 1e6)
         if offered:
             told["offered"] = True
+        if owner.endswith(b":resting"):
+            if told["remaining"] <= 0:
+                continue
+            told["resting"] = True
         found.append(told)  # type: ignore[arg-type]  # the holder told it; a TypedDict checks nothing at run time
     return sorted(found, key=lambda holder: holder["fence"])
 
