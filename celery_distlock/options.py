@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTENTION_POLICIES",
+    "SPELLED",
     "LockOptions",
     "StoreSettings",
     "call_options",
@@ -151,7 +152,8 @@ class StoreSettings:
 _RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(LockOptions)}
 #: As a task's class spells it → field.
 _WRITTEN = {name if name.startswith("unique_") or name == "on_duplicate" else f"lock_{name}": name for name in _RULES}
-_SPELLED = {name: written for written, name in _WRITTEN.items()}
+#: Field → as a task's class spells it.
+SPELLED = {name: written for written, name in _WRITTEN.items()}
 _STORE_RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(StoreSettings)}
 _STORE_SETTINGS = {f"distlock_{'store_options' if name == 'options' else name}": name for name in _STORE_RULES}
 #: Named in the design, so people will try them; to accept one and do nothing would be a lie.
@@ -423,7 +425,7 @@ def merge(*layers: Mapping[str, Any]) -> LockOptions:
         layer = source.get(name)
         if isinstance(layer, Layer):
             return f"{layer.show(name)} ({layer.where})"
-        return f"{_SPELLED[name]}={getattr(options, name)!r}" + ("" if name in source else " (the default)")
+        return f"{SPELLED[name]}={getattr(options, name)!r}" + ("" if name in source else " (the default)")
 
     for one, other, contradict, why in _CONTRADICTIONS:
         if contradict(options):

@@ -36,11 +36,6 @@ def refusal(call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     return str(caught.value)
 
 
-def written(name: str) -> str:
-    """Return an option's name as a task's class spells it."""
-    return name if name.startswith("unique_") or name == "on_duplicate" else f"lock_{name}"
-
-
 def by_task(name: str, value: Any) -> dict[str, Any]:
     return task_options({f"lock_{name}": value}, where=TASK)
 
@@ -178,7 +173,7 @@ def test_no_option_set_means_the_defaults_of_the_design() -> None:
 
 def test_every_default_obeys_its_own_rule() -> None:
     for each in fields(LockOptions):
-        assert task_options({written(each.name): each.default}, where=TASK) == {each.name: each.default}
+        assert task_options({options.SPELLED[each.name]: each.default}, where=TASK) == {each.name: each.default}
 
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -187,7 +182,7 @@ def test_every_default_obeys_its_own_rule() -> None:
 def test_an_unknown_task_option_is_refused_with_the_one_that_was_meant_and_the_list() -> None:
     message = refusal(task_options, {"lock_tll": 5}, where=TASK)
     assert message.startswith(f"{TASK}: there is no option lock_tll; did you mean 'lock_ttl'?")
-    assert all(written(each.name) in message for each in fields(LockOptions))
+    assert all(options.SPELLED[each.name] in message for each in fields(LockOptions))
 
 
 def test_an_unknown_option_that_resembles_none_gets_no_guess() -> None:
