@@ -123,6 +123,9 @@ class TestWhileItRuns:
     def test_a_retry_keeps_the_place(self, shared: Shared, key: str) -> None:
         first = started(shared, key, shared.tasks.retried)
         shared.open_gate(key)
+        eventually(lambda: not leases(shared, key), 5.0, "the end of the first run")
+        assert not shared.journal.entries("start", key=key, retries=1)
+        assert shared.tasks.retried.delay(key).id == first.id
         shared.journal.wait_for("start", key=key, retries=1)
         assert shared.tasks.retried.delay(key).id == first.id
         shared.open_gate(key)

@@ -54,10 +54,10 @@ failing = _task("failing", unique_while="queued_or_running", lock_on_contention=
 
 @app.task(base=LockedTask, bind=True, lock_key="{key}", unique_while="queued_or_running", lock_ttl=3.0, max_retries=1)
 def retried(self: Any, key: str) -> int:
-    """Wait at the gate, be retried once, and wait again."""
+    """Wait at the gate, be retried once after a while, and wait again."""
     _work(self, key)
     if not self.request.retries:
-        raise self.retry(countdown=0)
+        raise self.retry(countdown=1.0)
     return int(self.request.retries)
 
 
