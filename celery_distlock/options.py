@@ -87,6 +87,7 @@ class LockOptions:
         unique_key: what must not be published twice, written as ``key`` is; None: the lock's key.
         unique_ttl: time after which a published task that has not started is believed never to start.
         on_duplicate: what becomes of a call that finds another one.
+        beat_unique_tick: of several beats one publishes each tick of the task's entries.
     """
 
     key: KeySpec = field(default=None, metadata=_must_be(rules.parameters()))
@@ -120,6 +121,8 @@ class LockOptions:
         default="return", metadata=_must_be(rules.choice("return", "raise", "replace", "rerun"))
     )
 
+    beat_unique_tick: bool = field(default=False, metadata=_must_be(rules.flag()))
+
     @property
     def unique(self) -> bool:
         """Whether publishing asks the store at all."""
@@ -128,6 +131,7 @@ class LockOptions:
 
 _URL = rules.text("None, or a URL such as 'redis://localhost:6379/0'", r"[\w.+-]+://\S*", optional=True)
 _PREFIX = rules.text("a non-empty str without braces or white space", r"[^\s{}]+")
+_SCHEDULER = rules.text("a scheduler's name, as celery beat -S takes it", r"[\w.:-]+")
 _OPTIONS = rules.keywords("a mapping of str to the store's options")
 
 
@@ -140,6 +144,8 @@ class StoreSettings:
         prefix: what every name in the store begins with; two apps with one prefix share their locks.
         options: passed on to the store's client.
         max_park: seconds that a task is parked at most, before it is republished.
+        beat_scheduler: what :class:`~celery_distlock.beat.LeaderScheduler` is put around.
+        beat_ttl: seconds for which a beat that leads is believed when it falls silent.
     """
 
     # Address and options may hold a password.
@@ -147,11 +153,14 @@ class StoreSettings:
     prefix: str = field(default="distlock", metadata=_must_be(_PREFIX))
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, metadata=_must_be(_OPTIONS))
     max_park: float = field(default=900.0, metadata=_must_be(rules.seconds()))
+    beat_scheduler: str = field(default="celery.beat:PersistentScheduler", metadata=_must_be(_SCHEDULER))
+    beat_ttl: float = field(default=5.0, metadata=_must_be(rules.seconds(_SHORTEST_TTL)))
 
 
 _RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(LockOptions)}
+_BARE = ("on_duplicate", "beat_unique_tick")
 #: As a task's class spells it → field.
-_WRITTEN = {name if name.startswith("unique_") or name == "on_duplicate" else f"lock_{name}": name for name in _RULES}
+_WRITTEN = {name if name.startswith("unique_") or name in _BARE else f"lock_{name}": name for name in _RULES}
 #: Field → as a task's class spells it.
 SPELLED = {name: written for written, name in _WRITTEN.items()}
 _STORE_RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(StoreSettings)}
@@ -161,7 +170,6 @@ _LATER = frozenset(
     (
         "lock_hold_on_retry",
         "lock_skip_chain",
-        "beat_unique_tick",
     )
 )
 

@@ -105,6 +105,10 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
             # The tracer would store STARTED before the lock is asked for: over the result of a run that has ended,
             # if the broker delivers its message again, and for tasks that are refused.
             cls._lock_track_started, cls.track_started = True, False
+        if cls._lock_options.beat_unique_tick:
+            from celery_distlock.beat import watch_beats
+
+            watch_beats()
         # Imported here: a publisher needs nothing of the worker's.
         from celery_distlock.worker.steps import supervise
 
