@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.waiting import eventually
 
-__all__ = ["Mode", "ZooKeeperServer", "connected", "executable"]
+__all__ = ["Mode", "ZooKeeperServer", "close_session", "connected", "executable"]
 
 Mode = Literal["standalone", "leader", "follower"]
 
@@ -56,6 +56,29 @@ def connected(hosts: str, **options: Any) -> Iterator[Any]:
     finally:
         client.stop()
         client.close()
+
+
+def close_session(hosts: str, number: int, password: bytes) -> None:
+    """End a session by its number and password: a second connection takes it over, and closes it.
+
+    The client learns it from its connection, which the server closes.
+
+    Raises:
+        AssertionError: the session was over already.
+    """
+    for attempt in range(5):
+        clone = KazooClient(hosts=hosts, client_id=(number, password))
+        try:
+            # A server can lose sight of one of two clients that claim one session at the same moment.
+            clone.start(timeout=3 * (attempt + 1))
+        except clone.handler.timeout_exception:
+            clone.close()
+            continue
+        assert clone.client_id[0] == number, "the session was over already"
+        clone.stop()
+        clone.close()
+        return
+    raise AssertionError("the session could not be taken over")
 
 
 class ZooKeeperServer:
@@ -252,26 +275,4 @@ class ZooKeeperServer:
         Raises:
             AssertionError: the session was over already.
         """
-        self.close_session(*client.client_id)
-
-    def close_session(self, number: int, password: bytes) -> None:
-        """End a session by its number and password: a second connection takes it over, and closes it.
-
-        The client learns it from its connection, which the server closes.
-
-        Raises:
-            AssertionError: the session was over already.
-        """
-        for attempt in range(5):
-            clone = KazooClient(hosts=self.hosts, client_id=(number, password))
-            try:
-                # A server can lose sight of one of two clients that claim one session at the same moment.
-                clone.start(timeout=3 * (attempt + 1))
-            except clone.handler.timeout_exception:
-                clone.close()
-                continue
-            assert clone.client_id[0] == number, "the session was over already"
-            clone.stop()
-            clone.close()
-            return
-        raise AssertionError("the session could not be taken over")
+        close_session(self.hosts, *client.client_id)
