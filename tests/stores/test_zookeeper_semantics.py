@@ -500,6 +500,24 @@ def test_one_who_leaves_wakes_one_and_not_the_herd(store: ZooKeeperStore, monkey
         assert heard == looks == [places[0].owner]
 
 
+def test_a_waiter_is_not_taken_in_by_a_lease_that_moves(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
+    """The node of the holder goes, and comes back under another name: the hint comes too soon."""
+    lease = granted(store)
+    hints: list[float] = []
+    with closing(store.listen(lambda key, owner: hints.append(time.monotonic()))) as listener:
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        assert other.renew([lease]) == [Renewal.HELD]
+        eventually(lambda: hints, 5, "the hint")
+        assert store.confirm([place.claim]) == [None]
+        assert isinstance(store.poll([place])[0], Ticket)
+        assert other.release([lease]) == [True]
+        eventually(lambda: len(hints) > 1, 5, "the second hint")
+        [answer] = store.confirm([place.claim])
+        assert isinstance(answer, Lease)
+        assert store.renew([answer]) == [Renewal.HELD]
+
+
 def test_hints_are_heard_again_after_the_connection_was_lost(
     zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
 ) -> None:

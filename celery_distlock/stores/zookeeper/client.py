@@ -7,16 +7,45 @@ from typing import Any
 
 from kazoo.client import KazooClient
 from kazoo.handlers.threading import SequentialThreadingHandler
-from kazoo.protocol.serialization import CloseInstance
+from kazoo.protocol.serialization import CloseInstance, Transaction
 from kazoo.retry import KazooRetry
 
 from celery_distlock.stores.zookeeper.address import Address
 from celery_distlock.stores.zookeeper.connection import Connection
 
-__all__ = ["Client", "retry_of"]
+__all__ = ["Client", "Results", "retry_of"]
 
 #: The pauses between two tries to connect double from the first to the last; in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.01, 0.5
+
+
+class Results(list[Any]):
+    """What became of a transaction's operations.
+
+    Attributes:
+        number: the transaction's, which is the ``czxid`` of all nodes that it made.
+    """
+
+    number = 0
+
+
+class _Committed:
+    """The result of a transaction, some time."""
+
+    def __init__(self, result: Any, request: Any) -> None:
+        self._result = result
+        self._request = request
+
+    def get(self, timeout: float) -> Results:
+        results = Results(self._result.get(timeout=timeout))
+        results.number = self._request.number
+        return results
+
+
+class _Transaction(Transaction):  # type: ignore[misc]  # kazoo has no types
+    """A request whose answer's header :class:`~.connection.Connection` leaves with it."""
+
+    number = 0
 
 
 class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
@@ -41,6 +70,12 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
     def negotiated(self) -> float:
         """Seconds of silence after which the server ends the present session; 0.0 before there was one."""
         return float(self._connection.negotiated)
+
+    def commit(self, transaction: Any) -> _Committed:
+        """Commit a transaction, and learn its number, too, which kazoo keeps to itself."""
+        request, result = _Transaction(transaction.operations), self.handler.async_result()
+        self._call(request, result)
+        return _Committed(result, request)
 
     def wait_connected(self, timeout: float) -> bool:
         """Wait until there is a connection, and tell whether there is."""

@@ -101,9 +101,12 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
             self._note(self._pinged)
         return read
 
-    def _read_response(self, *args: Any) -> Any:
+    def _read_response(self, header: Any, *args: Any) -> Any:
         self._note(self._sent.popleft())
-        return super()._read_response(*args)
+        request = self.client._pending[0][0]
+        if hasattr(request, "number"):
+            request.number = header.zxid
+        return super()._read_response(header, *args)
 
     def _note(self, sent: float) -> None:
         if not self._heard or sent - self._heard[-1] >= self.negotiated * _GRAIN:

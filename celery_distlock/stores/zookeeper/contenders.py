@@ -14,6 +14,7 @@ What is owed
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -47,12 +48,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A lease that this process has seen: where its node is, and on whose session it depends."""
+    """A lease that this process has seen: where its node is, and on whose session it depends.
+
+    ``alone_since`` is when it was granted if nobody else was in the line then, in monotonic time, else minus infinity.
+    """
 
     contender: Contender
     path: str
     fence: int
     session: int
+    alone_since: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +201,17 @@ class Contenders:
         path, first = self.layout.lock(claim.key), self.layout.first_contender(claim)
         data = packed(claim, self.session.ttl, waiting=waiting)
         while True:
-            answer = self.session.exchange([requests.found(path, first, data), requests.exists(first)], end)
-            made, stat = answer.replies
+            answer = self.session.exchange([requests.found(path, first, data)], end)
+            [made] = answer.replies
             if not isinstance(made[0], NoNodeError):
                 break
             # The very first lock of all.
             self.session.exchange([requests.ensure(self.layout.locks)], end)
         if any(isinstance(reply, Exception) for reply in made):
             return None
-        if stat is None:
-            raise ForceRetryError("the session ended in between")
         line = Line([first.rpartition("/")[2]])
-        return Entered(Node.read(line.contenders[0], first, data, stat), line, answer)
+        told = {"waiting": waiting} if waiting else {}
+        return Entered(Node(line.contenders[0], first, told, made.number, answer.session, 0), line, answer)
 
     def enter(self, claim: Claim, end: float, *, waiting: float = 0.0) -> Entered | None:
         """Make the node of another contender, and look where it stands, in one round trip.
@@ -296,11 +300,12 @@ class Contenders:
         contender = Line([new.rpartition("/")[2]]).contenders[0]
         return Node(contender, new, told, node.fence, answer.session, 0), answer
 
-    def granted(self, claim: Claim, node: Node, answer: Answer) -> Lease:
+    def granted(self, claim: Claim, node: Node, answer: Answer, *, alone: bool = False) -> Lease:
         """Return the lease for a node that has a place and was there when it was asked for."""
         pair = (claim.key, claim.owner)
         self.places.drop(*pair)
-        self.known.put(pair, Known(node.contender, node.path, node.fence, answer.session))
+        alone_since = answer.sent if alone else -math.inf
+        self.known.put(pair, Known(node.contender, node.path, node.fence, answer.session, alone_since))
         deadline = deadline_of(answer.sent, answer.ttl)
         return Lease(claim.key, claim.owner, node.fence, answer.ttl, deadline, claim.limit)
 

@@ -35,6 +35,8 @@ class Place:
         offered: monotonic time from which it is known to have been offered the place.
         confirming: whether it is just being turned into a lease.
         armed: whether an event will tell when to look again.
+        next: whether that event says that there is a place.
+        guessed: whether the offer was concluded from the event alone.
     """
 
     claim: Claim
@@ -48,6 +50,8 @@ class Place:
     offered: float | None = None
     confirming: bool = False
     armed: bool = False
+    next: bool = False
+    guessed: bool = False
 
     @property
     def due(self) -> float:
@@ -55,6 +59,11 @@ class Place:
         if self.confirming:
             return math.inf
         return (self.heard if self.offered is None else self.offered) + self.patience
+
+    def no_offer(self) -> None:
+        """Note that there is none."""
+        self.offered = None
+        self.armed = False
 
     def offer(self) -> float:
         """Note that there is an offer, and return since when this is known."""

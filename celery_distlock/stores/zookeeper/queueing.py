@@ -8,7 +8,8 @@ Authority
 How a waiter hears of it
     Its process watches the nodes of whom one must go first (``Line.before``), as a rule the one in front of it. The
     watch is set by reading that node: if it has gone in between there is nothing to read, and the line is looked at
-    again. So no going is missed.
+    again. So no going is missed. For the first waiter the event itself is the hint: whether it has a place now is seen
+    in the same round trip in which it is taken. (It has none if the node has not gone, but moved to another session.)
 
 What each failure does
     * A waiter dies with its process: its place lasts as long as the session.
@@ -25,6 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kazoo.exceptions import KazooException, NoNodeError
+from kazoo.protocol.states import EventType
 from kazoo.retry import ForceRetryError
 
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, deadline_of
@@ -72,7 +74,7 @@ class ZooKeeperQueueing(Queueing):
         missing = claim.completion is None and ours.places.find(claim.key, claim.owner) is None
         while True:
             if missing and (entered := ours.found(claim, end)) is not None:
-                return ours.granted(claim, entered.node, entered.answer)
+                return ours.granted(claim, entered.node, entered.answer, alone=True)
             line, missing, done = self._look(claim, end)
             if done is not None:
                 return done
@@ -131,8 +133,11 @@ class ZooKeeperQueueing(Queueing):
             else:
                 kept = self._kept(claim, line.contenders[index], listener, end)
             if index < line.placed:
+                kept.guessed = False
                 found.append(Offer(claim, number, deadline_of(kept.offer(), kept.patience)))
             else:
+                if kept.offered is not None:
+                    kept.no_offer()
                 self._watch(kept, line, index)
                 found.append(Ticket(claim, number, index - line.placed))
         return found
@@ -169,17 +174,10 @@ class ZooKeeperQueueing(Queueing):
                 self._withdraw([claims[index]], end)
             else:
                 open_ones.append(index)
-        # A place that is known to be offered needs no second look.
         quick = [(index, place) for index in open_ones if (place := self._offered(claims[index])) is not None]
-        asked = [
-            requests.put(place.path, packed(claims[index], ours.session.ttl, fence=place.fence), 0)
-            for index, place in quick
-        ]
-        if asked:
-            answer = ours.session.exchange(asked, end)
-            for (index, place), reply in zip(quick, answer.replies, strict=True):
-                if not isinstance(reply, KazooException):
-                    found[index] = ours.confirmed(claims[index], place, reply, answer)
+        if quick:
+            for index, lease in self._confirm_offered(claims, quick, end):
+                found[index] = lease
         rest = [index for index in open_ones if found[index] is None]
         if rest:
             lines = ours.lines((claims[index].key for index in rest), end)
@@ -189,6 +187,34 @@ class ZooKeeperQueueing(Queueing):
                 if at is not None and at < line.placed:
                     found[index] = self._take_again(claim, line.contenders[at], end)
         return found
+
+    def _confirm_offered(
+        self, claims: Sequence[Claim], offered: Sequence[tuple[int, Place]], end: float
+    ) -> list[tuple[int, Lease]]:
+        """Write the word, and look where it makes the difference; without a place the word means nothing."""
+        ours = self._ours
+        asked: list[requests.Request] = []
+        for index, place in offered:
+            asked.append(requests.put(place.path, packed(claims[index], ours.session.ttl, fence=place.fence), 0))
+            if place.guessed:
+                asked.append(requests.children(self._layout.lock(place.claim.key)))
+        answer = ours.session.exchange(asked, end)
+        replies = iter(answer.replies)
+        leases = []
+        for index, place in offered:
+            stat, names = next(replies), next(replies) if place.guessed else ()
+            if isinstance(stat, KazooException):
+                continue
+            if place.guessed:
+                line = Line(names)
+                at = line.index_of(place.claim.owner)
+                if at is None or at >= line.placed:
+                    place.no_offer()
+                    if at is not None:
+                        self._watch(place, line, at)
+                    continue
+            leases.append((index, ours.confirmed(claims[index], place, stat, answer)))
+        return leases
 
     def _completed(self, claims: Sequence[Claim], end: float) -> list[Completed | None]:
         asked = [(i, claim.completion) for i, claim in enumerate(claims) if claim.completion is not None]
@@ -279,7 +305,7 @@ class ZooKeeperQueueing(Queueing):
         """Have somebody look again when one of those goes who are in the way."""
         if not place.listener or place.armed:
             return
-        place.armed = True
+        place.armed, place.next = True, line.is_next(index)
         again = partial(self._look_again, place)
         for contender in line.before(index):
             path = self._ours.path_of(place.claim.key, contender)
@@ -291,7 +317,12 @@ class ZooKeeperQueueing(Queueing):
 
     def _look_again(self, place: Place, event: Any = None) -> None:
         place.armed = False
-        if self._ours.places.find(place.claim.key, place.claim.owner) is place:
+        if self._ours.places.find(place.claim.key, place.claim.owner) is not place:
+            return
+        if event is not None and event.type == EventType.DELETED and place.next:
+            place.guessed = True
+            self._offer(place)
+        else:
             path = self._layout.lock(place.claim.key)
             self._ours.session.send(requests.children(path), partial(self._looked, place))
 
@@ -300,11 +331,13 @@ class ZooKeeperQueueing(Queueing):
             return
         line = Line(result.value)
         index = line.index_of(place.claim.owner)
-        if index is None:
-            return
-        if index >= line.placed:
+        if index is not None and index >= line.placed:
             self._watch(place, line, index)
-            return
+        elif index is not None:
+            place.guessed = False
+            self._offer(place)
+
+    def _offer(self, place: Place) -> None:
         place.offer()
         self._ours.caretaker.wake()
         listener = listener_named(place.listener)

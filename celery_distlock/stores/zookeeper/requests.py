@@ -14,12 +14,12 @@ __all__ = [
     "delete",
     "ensure",
     "enter",
-    "exists",
     "found",
     "get",
     "put",
     "replace",
     "sync",
+    "vanish",
     "with_record",
 ]
 
@@ -45,20 +45,27 @@ def enter(path: str, data: bytes) -> Request:
 
 
 def found(path: str, first: str, data: bytes) -> Request:
-    """Create a node that stays, and its first child, ephemeral, in one step."""
+    """Create a node that stays, and its first child, ephemeral, in one step; the answer has the step's number."""
 
     def send(client: Any) -> Any:
         transaction = client.transaction()
         transaction.create(path)
         transaction.create(first, data, ephemeral=True)
-        return transaction.commit_async()
+        return client.commit(transaction)
 
     return send
 
 
-def exists(path: str) -> Request:
-    """Ask for a node's stat; None if there is no such node."""
-    return lambda client: client.exists_async(path)
+def vanish(path: str, last: str) -> Request:
+    """Delete a node and its last child, in one step; nothing is deleted if there are others."""
+
+    def send(client: Any) -> Any:
+        transaction = client.transaction()
+        transaction.delete(last)
+        transaction.delete(path)
+        return transaction.commit_async()
+
+    return send
 
 
 def create(path: str, data: bytes = b"") -> Request:

@@ -46,6 +46,8 @@ from celery_distlock.stores.zookeeper.queueing import ZooKeeperQueueing
 
 __all__ = ["ZooKeeperStore"]
 
+#: Seconds for which who got a key alone is taken to be alone.
+_LONELY = 0.05
 #: How many keys are listed in one go.
 _MANY = 500
 
@@ -104,7 +106,7 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         missing = not barred and claim.completion is None and key not in ours.contended
         while True:
             if missing and (entered := ours.found(claim, end)) is not None:
-                return ours.granted(claim, entered.node, entered.answer)
+                return ours.granted(claim, entered.node, entered.answer, alone=True)
             line, missing, done = self._look(claim, end)
             if done is not None:
                 return done
@@ -247,26 +249,32 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
     ) -> list[tuple[int, bool]]:
         """Remove nodes, each together with the record that goes with it, and tell for each whether it was there."""
         ours = self._ours
+        lonely = time.monotonic() - _LONELY
         asked: list[requests.Request] = []
+        quick: set[int] = set()
         for index, path in wanted:
-            record = pairs[index][1]
-            if record is None:
-                asked.append(requests.delete(path))
-            else:
+            lease, record = pairs[index]
+            known = ours.known_of(lease)
+            if record is not None:
                 data = ours.completions.data(record)
                 asked.append(requests.with_record(path, self._layout.completion(record), data))
-        clean = ours.clean((pairs[index][0].key, "") for index, _ in wanted)
+            elif known is not None and known.path == path and known.alone_since > lonely:
+                quick.add(index)
+                asked.append(requests.vanish(self._layout.lock(lease.key), path))
+            else:
+                asked.append(requests.delete(path))
+        clean = ours.clean((pairs[index][0].key, "") for index, _ in wanted if index not in quick)
         replies = ours.session.exchange(asked, end, clean).replies if asked else []
         removed = []
         for (index, path), reply in zip(wanted, replies, strict=True):
             lease, record = pairs[index]
-            gone = not isinstance(reply, Exception) and not (
-                isinstance(reply, list) and any(isinstance(one, Exception) for one in reply)
-            )
-            if not gone and record is not None and not isinstance(reply[0], NoNodeError):
-                # There is such a record already, or the node above it is missing.
+            failed = reply if isinstance(reply, list) else [reply]
+            gone = not any(isinstance(one, Exception) for one in failed)
+            if not gone and isinstance(reply, list) and not isinstance(reply[0], NoNodeError):
+                # Somebody else has come. Or there is such a record already, or the node above it is missing.
                 [gone] = ours.leave([(lease.key, path)], end)
-                ours.completions.write([record], end)
+                if record is not None:
+                    ours.completions.write([record], end)
             removed.append((index, gone))
         return removed
 
