@@ -92,6 +92,7 @@ class ZooKeeperServer:
         max_session: the longest session time-out that it grants, in seconds.
         config: lines for ``zoo.cfg``, e.g. ``["maxClientCnxns=2"]``.
         users: name → password of those who may log in by SASL (DIGEST-MD5).
+        container_check: seconds between two looks for containers that have lost their last child.
         tls: encrypt a second port, ``tls_port``, on which a client's certificate is wanted (``"client"``) or not
             (``"server"``); see ``certificates``.
         myid: the number of a member of an ensemble; ``config`` then names the members (``server.N=…``).
@@ -105,6 +106,7 @@ class ZooKeeperServer:
         max_session: float = 60.0,
         config: Sequence[str] = (),
         users: Mapping[str, str] | None = None,
+        container_check: float = 60.0,
         tls: Literal["server", "client"] | None = None,
         myid: int | None = None,
     ) -> None:
@@ -135,6 +137,7 @@ class ZooKeeperServer:
         main = "ZooKeeperServerMain" if myid is None else "quorum.QuorumPeerMain"
         self._argv = [java, *_QUICK_START]
         self._argv += [f"-D{name}={value}" for name, value in _PROPERTIES.items()]
+        self._argv.append(f"-Dznode.container.checkIntervalMs={round(container_check * 1000)}")
         if users:
             entries = "".join(f'\n  user_{name}="{password}"' for name, password in users.items())
             login = "org.apache.zookeeper.server.auth.DigestLoginModule required"
