@@ -98,3 +98,42 @@ class TestZooKeeperStoreOnAnEnsemble(InZooKeeper):
     @pytest.fixture
     def url(self, ensemble_url: str) -> str:
         return ensemble_url
+
+
+@pytest.mark.slow
+class TestZooKeeperStoreWhileItsEnsembleLosesLeaders(InZooKeeper):
+    """Again and again the leader is killed and comes back: commands take longer, and answers are the same."""
+
+    # An election starts the time of all sessions anew, and those who wait are silent meanwhile.
+    slack = 15.0
+    claim_ttl = 4.0
+    # While leaders are elected a thousand enter more slowly than their places last.
+    test_a_thousand_waiters_are_served_in_order = None
+
+    @pytest.fixture(autouse=True)
+    def losing_leaders(self, ensemble: ZooKeeperEnsemble) -> Iterator[None]:
+        with ensemble.losing_leaders():
+            yield
+
+    @pytest.fixture
+    def url(self, ensemble_url: str) -> str:
+        return f"{ensemble_url}?timeout=30"
+
+    @pytest.fixture
+    def mortal_store(self, ensemble: ZooKeeperEnsemble, url: str, proxy: StartProxy) -> Iterator[LockStore]:
+        self.ensemble = ensemble
+        self.proxies = [proxy(server) for server in ensemble.servers]
+        hosts = ",".join(f"{each.host}:{each.port}" for each in self.proxies)
+        address = f"zookeeper://{hosts}/{url.rpartition('/')[2]}&session_timeout={SHORT_SESSION}"
+        with closing(open_store(address, prefix="contract")) as store:
+            self.mortal = store
+            yield store
+
+    def expire(self, *leases: Lease, meanwhile: Callable[[], object] = lambda: None) -> None:
+        meanwhile()
+        expire_session(self.ensemble, self.mortal)
+
+    def fall_silent(self, lease: Lease) -> None:
+        for each in self.proxies:
+            each.refuse()
+            each.cut()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -72,23 +71,8 @@ def test_processes_count_exactly_while_the_leader_of_an_ensemble_is_killed_and_c
 ) -> None:
     """A session outlives its server, so nobody loses the lock; commands wait for the next leader."""
     counting = partial(open_store, f"{ensemble_url}?timeout=40&session_timeout=40", prefix="fuzz")
-    over = threading.Event()
-    killed = []
-
-    def break_it() -> None:
-        while not over.wait(0.5):
-            leader = ensemble.leader()
-            ensemble.kill(leader)
-            killed.append(leader)
-            ensemble.restore()
-
-    breaking = threading.Thread(target=break_it)
-    breaking.start()
-    try:
+    with ensemble.losing_leaders() as killed:
         report = fuzz_counter(counting, threads=2, processes=2, increments=60, ttl=40.0, timeout=100.0)
-    finally:
-        over.set()
-        breaking.join()
     assert report.counted == 240
     assert len(killed) >= 2
 

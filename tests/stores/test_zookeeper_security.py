@@ -1,4 +1,4 @@
-"""Logging in to ZooKeeper, and encrypted connections."""
+"""Logging in to ZooKeeper, encrypted connections, and paths that are missing."""
 
 from __future__ import annotations
 
@@ -65,6 +65,14 @@ class TestDigest:
         store = store_of(as_user(zookeeper_url, "alice:s%40cret%2F"))
         assert store.name == zookeeper_url
         works(store)
+
+
+def test_a_chroot_is_made_when_it_is_missing(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, store_of: Open
+) -> None:
+    works(store_of(f"{zookeeper_url}/shop/locks"))
+    with zookeeper_server.client(f"/{zookeeper_url.rpartition('/')[2]}") as client:
+        assert client.get_children("/shop/locks") == ["distlock"]
 
 
 class TestSasl:

@@ -128,3 +128,16 @@ def test_a_store_that_is_closed_is_not_used_again_by_itself(zookeeper_url: str) 
         assert store._ours.session._client is None
         with pytest.raises(LockLost):
             lock.release()
+
+
+def test_the_keys_node_of_a_holder_that_died_is_removed_by_the_server(
+    private_zookeeper: Callable[..., ZooKeeperServer],
+) -> None:
+    """Nobody else may ever ask for that key."""
+    server = private_zookeeper(container_check=0.5)
+    with closing(open_store(server.url)) as store, server.client() as client:
+        for key in ("died", "lives"):
+            assert isinstance(store.acquire(Claim(key, new_owner(), 30.0)), Lease)
+        (node,) = client.get_children("/distlock/locks/died")
+        client.delete(f"/distlock/locks/died/{node}")
+        eventually(lambda: client.get_children("/distlock/locks") == ["lives"], 20, "the removal of the key's node")

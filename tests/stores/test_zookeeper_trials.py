@@ -24,7 +24,7 @@ from tests.support.process import Process
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
-from tests.support.zookeeper_server import ZooKeeperServer, connected
+from tests.support.zookeeper_server import ZooKeeperServer, close_session, connected
 
 #: Seconds of a session, and for which a contender holds.
 SESSION, HOLD = 1.5, 0.3
@@ -132,7 +132,7 @@ def session_closed_by_somebody_else(lab: Lab) -> None:
     _, grant = lab.contest.holder()
     session, password = grant["session"]
     lab.contest.journal.record("closed", session=session)
-    random.choice(lab.ensemble.servers).close_session(session, bytes.fromhex(password))
+    close_session(lab.ensemble.hosts, session, bytes.fromhex(password))
     closed = time.monotonic()
     lab.contest.everybody_holds_again()
     assert all(doubt["seen"] < closed + 1.0 for doubt in lab.entries("doubted", grant["t"]))

@@ -7,6 +7,7 @@ from typing import Any
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.zookeeper import ZooKeeperStore
 from tests.support.waiting import eventually
+from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
 from tests.support.zookeeper_server import ZooKeeperServer
 
 __all__ = ["SHORT_SESSION", "client_of", "expire_session"]
@@ -23,7 +24,7 @@ def client_of(store: LockStore) -> Any:
     return client
 
 
-def expire_session(server: ZooKeeperServer, store: LockStore) -> None:
+def expire_session(server: ZooKeeperServer | ZooKeeperEnsemble, store: LockStore) -> None:
     """End a store's session, as the server does when its time is over, and wait until the client knows."""
     client = client_of(store)
     old = client.client_id[0]

@@ -16,8 +16,9 @@ Everything is a fixture (``tests/conftest.py``); what a fixture returns is docum
                              ``tick=0.2``, ``max_session=60.0``, ``config=["…=…"]``, ``users={name: password}`` (SASL),
                              ``tls="server"|"client"`` (``.tls_port .certificates``)
 ``ensemble``                 the run's :class:`~.zookeeper_ensemble.ZooKeeperEnsemble` of three, which the test may
-                             break: ``.servers .leader() .followers() .kill(*servers) .lose_quorum() .restore() .url
-                             .hosts .fresh_chroot() .client()``; whole again after the test
+                             break: ``.servers .leader() .followers() .kill(*servers) .lose_quorum()
+                             .losing_leaders() .restore() .expire(client) .url .hosts .fresh_chroot() .client()``;
+                             whole again after the test
 ``ensemble_url``             the URL of an empty chroot of it, naming every member
 ``proxy(server)``            a :class:`~.proxy.Proxy` in front of it: ``.url(url)``, ``.cut() .refuse() .accept()
                              .pause("server"|"client") .resume() .delay(seconds, …) .half_close(to)``;

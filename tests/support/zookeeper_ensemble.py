@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
-from tests.support.zookeeper_server import ZooKeeperServer, connected
+from tests.support.zookeeper_server import ZooKeeperServer, close_session, connected
 
 __all__ = ["ZooKeeperEnsemble"]
 
@@ -99,6 +100,42 @@ class ZooKeeperEnsemble:
         lost = [self.leader(), self.followers()[0]]
         self.kill(*lost)
         return lost
+
+    @contextlib.contextmanager
+    def losing_leaders(self, every: float = 0.5) -> Iterator[list[ZooKeeperServer]]:
+        """Kill the leader, let it come back, and so on for as long as the block lasts; yield the killed.
+
+        Arguments:
+            every: seconds for which the ensemble is whole in between.
+        """
+        over = threading.Event()
+        killed: list[ZooKeeperServer] = []
+
+        def lose_one() -> None:
+            leader = self.leader()
+            self.kill(leader)
+            killed.append(leader)
+            self.restore()
+
+        def lose() -> None:
+            while not over.wait(every):
+                lose_one()
+
+        with ThreadPoolExecutor(1) as thread:
+            losing = thread.submit(lose)
+            try:
+                yield killed
+            finally:
+                over.set()
+                losing.result()
+
+    def expire(self, client: Any) -> None:
+        """End a client's session from outside, as the leader does when the session's time is over.
+
+        Raises:
+            AssertionError: the session was over already.
+        """
+        close_session(self.hosts, *client.client_id)
 
     def restore(self) -> None:
         """Let the frozen go on, start the dead again, with their data, and wait until all three serve clients."""

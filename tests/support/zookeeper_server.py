@@ -18,7 +18,7 @@ from tests.support.ports import free_port
 from tests.support.process import Process
 from tests.support.waiting import eventually
 
-__all__ = ["Mode", "ZooKeeperServer", "connected", "executable"]
+__all__ = ["Mode", "ZooKeeperServer", "close_session", "connected", "executable"]
 
 Mode = Literal["standalone", "leader", "follower"]
 
@@ -58,6 +58,29 @@ def connected(hosts: str, **options: Any) -> Iterator[Any]:
         client.close()
 
 
+def close_session(hosts: str, number: int, password: bytes) -> None:
+    """End a session by its number and password: a second connection takes it over, and closes it.
+
+    The client learns it from its connection, which the server closes.
+
+    Raises:
+        AssertionError: the session was over already.
+    """
+    for attempt in range(5):
+        clone = KazooClient(hosts=hosts, client_id=(number, password))
+        try:
+            # A server can lose sight of one of two clients that claim one session at the same moment.
+            clone.start(timeout=3 * (attempt + 1))
+        except clone.handler.timeout_exception:
+            clone.close()
+            continue
+        assert clone.client_id[0] == number, "the session was over already"
+        clone.stop()
+        clone.close()
+        return
+    raise AssertionError("the session could not be taken over")
+
+
 class ZooKeeperServer:
     """A ZooKeeper server on a free loopback port, started by the constructor. Its data outlive :meth:`restart`.
 
@@ -69,6 +92,7 @@ class ZooKeeperServer:
         max_session: the longest session time-out that it grants, in seconds.
         config: lines for ``zoo.cfg``, e.g. ``["maxClientCnxns=2"]``.
         users: name → password of those who may log in by SASL (DIGEST-MD5).
+        container_check: seconds between two looks for containers that have lost their last child.
         tls: encrypt a second port, ``tls_port``, on which a client's certificate is wanted (``"client"``) or not
             (``"server"``); see ``certificates``.
         myid: the number of a member of an ensemble; ``config`` then names the members (``server.N=…``).
@@ -82,6 +106,7 @@ class ZooKeeperServer:
         max_session: float = 60.0,
         config: Sequence[str] = (),
         users: Mapping[str, str] | None = None,
+        container_check: float = 60.0,
         tls: Literal["server", "client"] | None = None,
         myid: int | None = None,
     ) -> None:
@@ -112,6 +137,7 @@ class ZooKeeperServer:
         main = "ZooKeeperServerMain" if myid is None else "quorum.QuorumPeerMain"
         self._argv = [java, *_QUICK_START]
         self._argv += [f"-D{name}={value}" for name, value in _PROPERTIES.items()]
+        self._argv.append(f"-Dznode.container.checkIntervalMs={round(container_check * 1000)}")
         if users:
             entries = "".join(f'\n  user_{name}="{password}"' for name, password in users.items())
             login = "org.apache.zookeeper.server.auth.DigestLoginModule required"
@@ -252,26 +278,4 @@ class ZooKeeperServer:
         Raises:
             AssertionError: the session was over already.
         """
-        self.close_session(*client.client_id)
-
-    def close_session(self, number: int, password: bytes) -> None:
-        """End a session by its number and password: a second connection takes it over, and closes it.
-
-        The client learns it from its connection, which the server closes.
-
-        Raises:
-            AssertionError: the session was over already.
-        """
-        for attempt in range(5):
-            clone = KazooClient(hosts=self.hosts, client_id=(number, password))
-            try:
-                # A server can lose sight of one of two clients that claim one session at the same moment.
-                clone.start(timeout=3 * (attempt + 1))
-            except clone.handler.timeout_exception:
-                clone.close()
-                continue
-            assert clone.client_id[0] == number, "the session was over already"
-            clone.stop()
-            clone.close()
-            return
-        raise AssertionError("the session could not be taken over")
+        close_session(self.hosts, *client.client_id)

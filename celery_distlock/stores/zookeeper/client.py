@@ -7,7 +7,15 @@ from typing import Any
 
 from kazoo.client import KazooClient
 from kazoo.handlers.threading import SequentialThreadingHandler
-from kazoo.protocol.serialization import CloseInstance, Transaction
+from kazoo.protocol.serialization import (
+    CloseInstance,
+    Create,
+    Create2,
+    MultiHeader,
+    Transaction,
+    read_string,
+    stat_struct,
+)
 from kazoo.retry import KazooRetry
 
 from celery_distlock.stores.zookeeper.address import Address
@@ -42,10 +50,26 @@ class _Committed:
         return results
 
 
+class _Container(Create):  # type: ignore[misc]  # kazoo has no types
+    """The creation of a node that the servers remove some time after its last child has gone. Kazoo knows none."""
+
+    type = 19
+    FLAGS = 4
+
+
 class _Transaction(Transaction):  # type: ignore[misc]  # kazoo has no types
     """A request whose answer's header :class:`~.connection.Connection` leaves with it."""
 
     number = 0
+
+    @classmethod
+    def deserialize(cls, data: bytes, offset: int) -> list[Any]:
+        header, after = MultiHeader.deserialize(data, offset)
+        if header.type != Create2.type:
+            return list(super().deserialize(data, offset))
+        # A container, the first one; of its path and stat kazoo would make nothing.
+        path, after = read_string(data, after)
+        return [path, *super().deserialize(data, after + stat_struct.size)]
 
 
 class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
@@ -70,6 +94,11 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
     def negotiated(self) -> float:
         """Seconds of silence after which the server ends the present session; 0.0 before there was one."""
         return float(self._connection.negotiated)
+
+    def first_container(self, transaction: Any) -> None:
+        """Make the first node that a transaction creates a container: see :class:`_Container`."""
+        first = transaction.operations[0]
+        transaction.operations[0] = _Container(first.path, first.data, first.acl, _Container.FLAGS)
 
     def commit(self, transaction: Any) -> _Committed:
         """Commit a transaction, and learn its number, too, which kazoo keeps to itself."""

@@ -45,11 +45,15 @@ def enter(path: str, data: bytes) -> Request:
 
 
 def found(path: str, first: str, data: bytes) -> Request:
-    """Create a node that stays, and its first child, ephemeral, in one step; the answer has the step's number."""
+    """Create a node and its first child, ephemeral, in one step; the answer has the step's number.
+
+    The former is removed by the servers if nobody does so after its last child has gone: that one's session may end.
+    """
 
     def send(client: Any) -> Any:
         transaction = client.transaction()
         transaction.create(path)
+        client.first_container(transaction)
         transaction.create(first, data, ephemeral=True)
         return client.commit(transaction)
 
