@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
 
-from celery_distlock.lease import Claim, Contended, Lease, Renewal, new_owner
+from celery_distlock.lease import Claim, Contended, Lease, Renewal, Ticket, new_owner
 from celery_distlock.stores.zookeeper import ZooKeeperStore
 from tests.stores.zookeeper import client_of
 from tests.support.waiting import eventually
@@ -74,6 +75,31 @@ def test_a_child_that_uses_nothing_of_its_parents_harms_nothing(store: ZooKeeper
     assert in_child(lambda: None) == 0
     assert store.renew([lease]) == [Renewal.HELD]
     assert states == []
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_does_not_give_up_the_places_of_its_parent(store: ZooKeeperStore) -> None:
+    store.claim_ttl = 0.5
+    granted(store)
+    place = store.enqueue(Claim("k", new_owner(), 30.0))
+    assert isinstance(place, Ticket)
+
+    def check() -> None:
+        # The parent says every now and then that it waits; the child does not hear of that.
+        time.sleep(0.8)
+        store.holders("k")
+        store.close()
+
+    with ThreadPoolExecutor() as threads:
+        child = threads.submit(in_child, check)
+        while not child.done():
+            [place] = store.poll([place])  # type: ignore[list-item]
+            assert isinstance(place, Ticket)
+            time.sleep(0.05)
+        assert child.result() == 0
+    [after] = store.poll([place])
+    assert isinstance(after, Ticket)
+    assert after.number == place.number
 
 
 # The end of a process.

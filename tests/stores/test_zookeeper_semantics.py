@@ -17,6 +17,7 @@ from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease
 from celery_distlock.stores.zookeeper import ZooKeeperStore, requests
 from celery_distlock.stores.zookeeper import queueing as zookeeper_queueing
 from celery_distlock.stores.zookeeper.completions import Completions
+from celery_distlock.testing.contract import at_once
 from tests.stores.zookeeper import client_of, expire_session
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -279,6 +280,14 @@ def test_the_main_process_releases_for_a_child_at_once(
     assert behind.contenders() == []
 
 
+def test_an_owner_that_asks_in_several_threads_has_one_node(store: ZooKeeperStore, behind: Behind) -> None:
+    granted(store, limit=2)
+    wish = claim(limit=2)
+    answers = at_once(8, lambda _: store.acquire(wish))
+    assert len({answer.fence for answer in answers}) == 1
+    assert len(behind.contenders()) == 2
+
+
 # Answers that are lost.
 
 
@@ -360,16 +369,19 @@ def test_a_release_without_an_answer_is_made_up_for(
 
 
 def test_who_asks_again_after_silence_is_not_robbed_of_its_lease(
-    private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
+    private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The debt of the first try is not collected from the second."""
     server = private_zookeeper()
     store = open_zookeeper(f"{server.fresh_chroot()}?timeout=1&session_timeout=20")
     wish = claim()
     store.holders("k")
+    # It is to be late.
+    monkeypatch.setattr(store._ours.caretaker, "wake", lambda: None)
     server.freeze()
     with pytest.raises(StoreUnavailable):
         store.acquire(wish)
+    assert store._ours._debts
     server.thaw()
     lease = eventually(lambda: _answer(store, wish), 10, "a lease")
     assert isinstance(lease, Lease)
@@ -531,6 +543,25 @@ def test_hints_are_heard_again_after_the_connection_was_lost(
         before = len(gaps)
         between.cut()
         eventually(lambda: len(gaps) > before, 10, "the gap")
+        other.release([lease])
+        assert heard.wait(5)
+
+
+def test_hints_are_heard_again_although_the_first_look_after_it_was_lost_too(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
+) -> None:
+    between = proxy(zookeeper_server)
+    store, other = open_zookeeper(through(between, zookeeper_url)), open_zookeeper()
+    lease = granted(other)
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        store.claim_ttl = 30.0
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        look = between.swallow_reply(b"/distlock/locks/k")
+        between.cut()
+        look.wait()
+        eventually(lambda: store._ours.session.connected, 10, "a connection")
         other.release([lease])
         assert heard.wait(5)
 
