@@ -85,6 +85,7 @@ def test_a_child_does_not_give_up_the_places_of_its_parent(store: ZooKeeperStore
     assert isinstance(place, Ticket)
 
     def check() -> None:
+        store.holders("k")
         # The parent says every now and then that it waits; the child does not hear of that.
         time.sleep(0.8)
         store.holders("k")

@@ -344,7 +344,7 @@ def test_an_acquire_that_nobody_waits_for_any_more_is_undone(
 ) -> None:
     server = private_zookeeper()
     store = open_zookeeper(f"{server.fresh_chroot()}?timeout=1&session_timeout=20")
-    store.holders("k")
+    store.release([granted(store)])
     server.freeze()
     with pytest.raises(StoreUnavailable):
         store.acquire(claim())
@@ -354,18 +354,21 @@ def test_an_acquire_that_nobody_waits_for_any_more_is_undone(
     assert isinstance(store.acquire(claim()), Lease)
 
 
-def test_a_release_without_an_answer_is_made_up_for(
-    private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
+def test_a_release_that_was_never_sent_is_made_up_for(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
 ) -> None:
-    server = private_zookeeper()
-    url = server.fresh_chroot()
-    store, other = open_zookeeper(f"{url}?timeout=1&session_timeout=20"), open_zookeeper(url)
+    """Its session goes on, so nothing else would ever free the key."""
+    between = proxy(zookeeper_server)
+    store, other = open_zookeeper(through(between, zookeeper_url, timeout=1, session_timeout=60)), open_zookeeper()
     lease = granted(store)
-    server.freeze()
+    between.refuse()
+    between.cut()
     with pytest.raises(StoreUnavailable):
         store.release([lease])
-    server.thaw()
-    eventually(lambda: isinstance(other.acquire(claim()), Lease), 10, "the key")
+    assert isinstance(other.acquire(claim()), Contended)
+    between.accept()
+    wish = claim()
+    eventually(lambda: isinstance(other.acquire(wish), Lease), 15, "the key")
 
 
 def test_who_asks_again_after_silence_is_not_robbed_of_its_lease(
@@ -375,7 +378,7 @@ def test_who_asks_again_after_silence_is_not_robbed_of_its_lease(
     server = private_zookeeper()
     store = open_zookeeper(f"{server.fresh_chroot()}?timeout=1&session_timeout=20")
     wish = claim()
-    store.holders("k")
+    store.release([granted(store)])
     # It is to be late.
     monkeypatch.setattr(store._ours.caretaker, "wake", lambda: None)
     server.freeze()
