@@ -65,6 +65,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("locks_in_redis") and item.config.getoption("--locks") != "redis":
+        pytest.skip("of locks in Redis")
     item.stash[_before] = len(processes.known())
 
 

@@ -161,6 +161,7 @@ def test_what_had_not_ended_runs_again_once(name: str, aftermath: Aftermath) -> 
 
 
 class TestARecord:
+    @pytest.mark.locks_in_redis
     def test_is_erased_soon_after_the_acknowledgement(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
@@ -187,6 +188,7 @@ class TestARecord:
         node.stop_warm()
         assert left_in(databases.server, databases.locks) == []
 
+    @pytest.mark.locks_in_redis
     def test_stays_while_copies_of_the_message_may_be_about(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:

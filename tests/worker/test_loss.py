@@ -129,6 +129,7 @@ def test_a_worker_that_was_stopped_past_its_lease_does_not_succeed_beside_its_su
         assert_free_at_once(tasks, key)
 
 
+@pytest.mark.locks_in_redis
 def test_a_main_process_that_was_stopped_past_its_lease_stops_its_child_when_it_wakes(
     worker: StartWorker, load: LoadApp, journal: Journal
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_main_process_that_was_stopped_past_its_lease_stops_its_child_when_it_
     assert_free_at_once(tasks, "a")
 
 
+@pytest.mark.locks_in_redis
 def test_a_child_whose_main_process_is_stopped_finds_out_by_itself(
     worker: StartWorker, load: LoadApp, journal: Journal
 ) -> None:

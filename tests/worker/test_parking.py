@@ -233,6 +233,7 @@ class TestWhereItCannotStay:
 
 
 class TestWhatComesBack:
+    @pytest.mark.locks_in_redis
     def test_one_that_was_parked_for_too_long_is_published_again_and_keeps_its_ticket(
         self, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings
     ) -> None:

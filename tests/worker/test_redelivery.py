@@ -189,6 +189,7 @@ class TestACopyInAnotherWorker:
     """The original's worker was out of sight for longer than the visibility timeout."""
 
     @pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
+    @pytest.mark.locks_in_redis
     def test_waits_beside_its_workers_other_tasks_and_finds_the_work_done(
         self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal
     ) -> None:

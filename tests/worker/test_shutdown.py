@@ -119,6 +119,7 @@ def test_a_stopped_worker_leaves_no_thread_of_ours_in_its_process(
     assert_nothing_left(databases.server, databases.locks)
 
 
+@pytest.mark.locks_in_redis
 def test_pool_processes_have_no_thread_of_ours(worker: StartWorker, load: LoadApp, journal: Journal) -> None:
     node = worker(ENDINGS)
     tasks = load(ENDINGS)

@@ -188,6 +188,7 @@ def test_a_child_that_must_be_sure_is_killed_before_its_deadline(
 
 @pytest.mark.parametrize("held_back", ["server", "client"], ids=["the request is held back", "the reply is held back"])
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM"])
+@pytest.mark.locks_in_redis
 def test_a_grant_to_an_executor_that_was_ended_while_it_asked_is_given_back(
     how: str,
     held_back: Any,
