@@ -202,7 +202,7 @@ class HeldLock:
         return f"<{type(self).__name__} {self.key!r} fence={self.fence} {state}>"
 
 
-@dataclass
+@dataclass(slots=True)
 class Frame:
     """One running piece of code and the lock it runs under.
 
