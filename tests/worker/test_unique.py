@@ -22,8 +22,9 @@ from celery_distlock.tokens import running_key
 from tests.support.journal import Journal
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.servers import Databases
 from tests.support.waiting import eventually
-from tests.support.workers import LoadApp, StartWorker
+from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 APP = "tests.worker.apps.unique"
@@ -53,6 +54,21 @@ def test_a_worker_that_is_gone_frees_the_place_when_its_lease_ends(
     first.kill_all()
     assert tasks.running_too.delay("k").duplicate
     eventually(lambda: not tasks.running_too.delay("k").duplicate, 3.0 + 1.0, "the end of the lease")
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
+def test_on_every_pool_the_place_ends_with_the_run(
+    worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases, pool: Pool
+) -> None:
+    worker(APP, pool=pool)
+    tasks = load(APP)
+    first = tasks.running_too.delay("k")
+    journal.wait_for("start", key="k")
+    assert tasks.running_too.delay("k").id == first.id
+    with redis.Redis.from_url(databases.broker) as broker:
+        broker.rpush("gate:k", "open")
+    assert first.get(timeout=PATIENCE) == ""
+    eventually(lambda: not tasks.running_too.apply_async(("k",), {"gate": False}).duplicate, 5.0, "the end of the run")
 
 
 def started(shared: Shared, key: str, task: Any, **options: Any) -> Any:
