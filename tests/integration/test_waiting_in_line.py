@@ -376,9 +376,9 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         raise Interrupted
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
             yield
         finally:
             # It may strike here, too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import celery
 import pytest
 
 from celery_distlock import Lock, LockedTask
@@ -64,6 +65,9 @@ def test_a_second_message_with_the_same_id_is_no_copy_and_runs_too(
     journal.wait_for("end", key="b")
 
 
+@pytest.mark.xfail(
+    celery.VERSION < (5, 6), strict=True, reason="the pool of Celery 5.5 forgets time limits, too, at a reconnect"
+)
 def test_a_copy_behind_a_run_that_hits_its_hard_limit_runs_when_that_is_dead(
     worker: StartWorker, load: LoadApp, journal: Journal
 ) -> None:
