@@ -20,10 +20,13 @@ APP = "tests.worker.apps.faults_redelivery"
 def cut_twice(node: Worker, broker: RedisBroker) -> None:
     """Lose the broker twice: the first time the waiting job is written to the busy child, the second time forgotten."""
     for count in (1, 2):
-        broker.drop_connections()
-        eventually(
-            lambda count=count: node.log.count("Connection to broker lost") >= count, PATIENCE, f"loss number {count}"
-        )
+
+        def lost(count: int = count) -> bool:
+            # Again, if it was not listening just then, and made a new connection without a word.
+            broker.drop_connections()
+            return node.log.count("Connection to broker lost") >= count
+
+        eventually(lost, PATIENCE, f"loss number {count}", every=1.0)
         eventually(lambda: len(broker.listening()) > 0, PATIENCE, "the worker to consume again")
 
 

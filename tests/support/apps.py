@@ -19,6 +19,7 @@ from typing import Any
 from celery import Celery
 
 from celery_distlock.stores.of_app import forget_store
+from tests.support.old_kombu import look_every_second
 
 __all__ = ["close_app", "load_app", "make_app"]
 
@@ -40,6 +41,7 @@ def make_app(name: str, **conf: Any) -> Celery:
         name: the module's ``__name__``.
         conf: the module's own settings.
     """
+    look_every_second()
     app = _App(name, set_as_current=False)
     app.conf.update(
         broker_connection_retry_on_startup=True,
@@ -61,6 +63,8 @@ def close_app(app: Celery) -> None:
     consumer = getattr(app.backend, "result_consumer", None)
     if consumer is not None:
         consumer.stop()
+        # Results that the test still has would open a new connection to unsubscribe, when they are collected.
+        consumer.cancel_for = lambda task_id: None
     client = vars(app.backend).get("client")
     if client is not None and hasattr(client, "connection_pool"):
         client.connection_pool.disconnect()

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import celery
 import redis
 
 from tests.support.journal import Journal
@@ -17,7 +18,11 @@ from tests.support.waiting import eventually
 from tests.support.workers import Worker
 from tests.worker.watching import Death
 
-__all__ = ["PATIENCE", "RedisBroker", "kill_child", "received", "records_in"]
+__all__ = ["KNOWS_WHO_IS_BUSY", "PATIENCE", "RedisBroker", "kill_child", "received", "records_in"]
+
+#: Whether the prefork pool knows, after a reconnect, which of its processes are busy; if not, it may hand the next task
+#: to one that is, and that task waits although another process is idle.
+KNOWS_WHO_IS_BUSY = celery.VERSION >= (5, 7)
 
 #: Seconds that something may take that is not measured.
 PATIENCE = 20.0
@@ -51,11 +56,6 @@ class RedisBroker:
         """Give a held message back to its queue, as kombu does when its visibility timeout has passed."""
         with self._app.connection() as connection, connection.channel() as channel:
             channel.qos.restore_by_tag(tag)
-
-    def deliver_what_is_overdue(self) -> None:
-        """Give back what the visibility timeout has passed for: with kombu before 5.7, workers look rarely."""
-        with self._app.connection() as connection, connection.channel() as channel:
-            channel.qos.restore_visible(interval=1)
 
     def copy_of_waiting(self) -> str:
         """Return a copy of the message that waits in the queue, marked as kombu marks what it restores."""

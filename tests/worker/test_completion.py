@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import celery
 import pytest
 import redis
 from celery import states
@@ -37,7 +38,8 @@ COMPLETED = {
 UNFINISHED = {
     "put_back": states.SUCCESS,
     "fail_unacknowledged": states.SUCCESS,
-    "drop": states.FAILURE,
+    # Celery before 5.7 stores nothing for what is rejected.
+    "drop": states.FAILURE if celery.VERSION >= (5, 7) else states.STARTED,
     "hold_briefly": states.SUCCESS,
 }
 # What the logs of these endings show.
@@ -99,12 +101,7 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServe
         survivor = Worker(
             APP, settings, folder / "survivor.log", name="survivor", concurrency=len(names), may_log=EXPECTED
         ).wait_ready()
-
-        def is_idle() -> bool:
-            broker.deliver_what_is_overdue()
-            return broker.is_idle()
-
-        eventually(is_idle, PATIENCE, "a broker without messages", every=0.2)
+        broker.wait_until_idle()
         assert not first.complaints()
         assert not survivor.complaints()
         yield Aftermath(journal, survivor, results, stored, records, journal.entries("start")[already:])
@@ -160,8 +157,7 @@ def test_a_retry_published_before_the_death_runs_once(aftermath: Aftermath) -> N
 def test_what_had_not_ended_runs_again_once(name: str, aftermath: Aftermath) -> None:
     assert [entry["key"] for entry in aftermath.again].count(name) == 1
     result = aftermath.results[name]
-    result.get(timeout=PATIENCE, propagate=False)
-    assert result.state == UNFINISHED[name]
+    eventually(lambda: result.state == UNFINISHED[name], PATIENCE, UNFINISHED[name])
     assert aftermath.journal.overlaps(name) == []
 
 
