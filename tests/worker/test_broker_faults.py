@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import celery
 import pytest
 from celery import states
 
@@ -200,8 +201,9 @@ class TestRabbitMQ:
             assert tasks.unrelated.delay("b").get(timeout=PATIENCE) == "b"
         journal.record("go", key="a")
         assert result.get(timeout=PATIENCE) == "a"
-        # The original's message cannot be acknowledged any more: the copy's is.
-        node.wait_for_log(r"Couldn't ack")
+        # The original's message cannot be acknowledged any more: the copy's is. (The pool of 5.5 has forgotten the task.)
+        if celery.VERSION >= (5, 6):
+            node.wait_for_log(r"Couldn't ack")
         assert tasks.unrelated.delay("c").get(timeout=PATIENCE) == "c"
         _wait_until_empty(rabbitmq, rabbitmq_url)
         assert len(journal.entries("start", key="a")) == 1
