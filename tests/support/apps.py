@@ -16,8 +16,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import celery.signals
 from celery import Celery
+from celery.utils.dispatch import Signal
 
+import celery_distlock.signals
 from celery_distlock.stores.of_app import forget_store
 from tests.support.old_kombu import look_every_second
 
@@ -81,6 +84,14 @@ def _environment(env: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def _disconnect(module: str) -> None:
+    """Take a module's receivers off all signals: they write to a journal that only workers have, for ever."""
+    known = [*vars(celery.signals).values(), *vars(celery_distlock.signals).values()]
+    for signal in [each for each in known if isinstance(each, Signal)]:
+        signal.receivers = [each for each in signal.receivers if getattr(each[1], "__module__", None) != module]
+        signal.sender_receivers_cache.clear()
+
+
 def load_app(module: str, env: Mapping[str, str]) -> ModuleType:
     """Execute an application's module anew, under this environment, and return it.
 
@@ -94,6 +105,7 @@ def load_app(module: str, env: Mapping[str, str]) -> ModuleType:
         # Dataclasses and pickles look their module up by name.
         sys.modules[module] = loaded
         spec.loader.exec_module(loaded)
+        _disconnect(module)
         _ = loaded.app.conf.broker_url  # the configuration is read now, in this environment
         loaded.app.finalize()
     return loaded

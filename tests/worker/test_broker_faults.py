@@ -201,7 +201,7 @@ class TestRabbitMQ:
             assert tasks.unrelated.delay("b").get(timeout=PATIENCE) == "b"
         journal.record("go", key="a")
         assert result.get(timeout=PATIENCE) == "a"
-        # The original's message cannot be acknowledged any more: the copy's is. (The pool of 5.5 has forgotten the task.)
+        # The original's message cannot be acknowledged any more: the copy's is. (5.5 has forgotten the task.)
         if celery.VERSION >= (5, 6):
             node.wait_for_log(r"Couldn't ack")
         assert tasks.unrelated.delay("c").get(timeout=PATIENCE) == "c"
