@@ -12,7 +12,7 @@ from celery_distlock import Lock, LockedTask
 from tests.support.journal import Journal
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, StartWorker, Worker
-from tests.worker.faults import PATIENCE, RedisBroker
+from tests.worker.faults import PATIENCE, RedisBroker, wait_until_accepted
 
 APP = "tests.worker.apps.faults_redelivery"
 
@@ -79,6 +79,7 @@ def test_a_copy_behind_a_run_that_hits_its_hard_limit_runs_when_that_is_dead(
     node = worker(APP, concurrency=2, may_log=["TimeLimitExceeded", "[Cc]onnection", "acknowledge"])
     result = tasks.hold.apply_async(("a",), time_limit=4.0)
     journal.wait_for("start", key="a")
+    wait_until_accepted(tasks.app, result.id)
     broker.drop_connections()
     node.wait_for_log(r"is a copy of a running task; parked")
     # The copy has the same limit; let it end before.

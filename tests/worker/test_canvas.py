@@ -169,8 +169,8 @@ class TestInAChordsHeader:
         shared.wait_until_idle()
         assert shared.journal.entries("ran", key=key) == []
 
-    @pytest.mark.xfail(
-        celery.VERSION < (5, 7), strict=True, reason="what follows a chord that failed gets no result from Celery < 5.7"
+    @pytest.mark.skipif(
+        celery.VERSION < (5, 7), reason="what follows a chord that failed gets no result from Celery < 5.7"
     )
     def test_a_chord_of_chains_in_a_chain_fails_to_its_end(self, shared: Shared, key: str, holder: AsyncResult) -> None:
         tasks = shared.tasks
