@@ -69,7 +69,7 @@ def test_a_second_message_with_the_same_id_is_no_copy_and_runs_too(
 
 
 @pytest.mark.xfail(
-    celery.VERSION < (5, 6), strict=True, reason="the pool of Celery 5.5 forgets time limits, too, at a reconnect"
+    celery.VERSION < (5, 7), strict=True, reason="Celery before 5.7 forgets time limits, too, at a reconnect"
 )
 def test_a_copy_behind_a_run_that_hits_its_hard_limit_runs_when_that_is_dead(
     worker: StartWorker, load: LoadApp, journal: Journal

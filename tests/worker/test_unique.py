@@ -27,6 +27,8 @@ from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("unique")
+
 APP = "tests.worker.apps.unique"
 EXPECTED = [r"LockContended", r"WorkerLostError", r"Terminated", r"LockTimeout"]
 
