@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Offer, Renewal, Ticket
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token
 
-__all__ = ["Listener", "LockStore", "Queueing", "Uniqueness"]
+__all__ = ["Listener", "LockStore", "PassingOn", "Queueing", "Uniqueness"]
 
 
 class LockStore(ABC):
@@ -270,4 +270,27 @@ class Uniqueness(ABC):
 
         Raises:
             StoreUnavailable: there was no answer; the place is free after its ttl.
+        """
+
+
+class PassingOn(ABC):
+    """A store's power to pass a lease from one owner to another, so that nobody else comes in between."""
+
+    @abstractmethod
+    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+        """Turn a lease into one of the claim's owner, with the claim's ttl, limit and record, in one step.
+
+        Asking again with the same claim returns the same lease, its time started anew.
+
+        Arguments:
+            lease: what is passed on; with fence 0, whatever lease its owner has.
+            claim: on the same key.
+            completion: a record to leave, whether or not the lease was still there.
+
+        Returns:
+            the new lease, whose fence is greater; None if there was nothing to pass on.
+
+        Raises:
+            StoreUnavailable: there was no answer; it may have been passed on. Whoever does not ask again should release
+                the claim's :meth:`Lease.unknown`.
         """

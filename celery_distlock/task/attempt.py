@@ -43,6 +43,7 @@ from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
 from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.inheritance import bequeath, inheriting
 from celery_distlock.task.message import UNIQUE_HEADER
 from celery_distlock.task.parking import ask_with_ticket, ticket_of, wait_parked
 from celery_distlock.task.redelivery import (
@@ -81,6 +82,7 @@ class _Grant:
     kept: SelfKept | None
     run: Run
     min_hold: float
+    hold_on_retry: bool
 
 
 @dataclass
@@ -202,14 +204,15 @@ def _acquire(
     if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
         cell = None
     answer: Lease | Contended | Completed
+    question = inheriting(task, run) if options.hold_on_retry and not request.is_eager else ask
     if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
         # With places left, the store would grant the copy of a running message one of its own.
         answer = Contended(key, tuple(store.holders(key)))
     else:
         number = ticket_of(request)
-        answer = ask(store, claim) if number is None else ask_with_ticket(store, claim, number)
+        answer = question(store, claim) if number is None else ask_with_ticket(store, claim, number)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
-        answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer)
+        answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer, question)
     if isinstance(answer, Contended) and is_redelivered(request) and has_copy(run, answer.holders):
         if cell is not None:
             cell.refused()
@@ -248,7 +251,16 @@ def _granted(
         trust = cell
     else:
         trust = kept = keep_alive(task, request.id, store, lease, options.max_hold)
-    return _Grant(store, lease, HeldLock(lease, store, trust, options.max_hold), cell, kept, run, options.min_hold)
+    return _Grant(
+        store,
+        lease,
+        HeldLock(lease, store, trust, options.max_hold),
+        cell,
+        kept,
+        run,
+        options.min_hold,
+        options.hold_on_retry and not request.is_eager,
+    )
 
 
 # -- refused -----------------------------------------------------------------------------------------------------
@@ -302,8 +314,13 @@ def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, 
     grant: _Grant | None = getattr(request, "distlock_grant", None)
     message: UniqueMessage | None = getattr(request, "distlock_unique", None)
     running = [] if message is None else message.ends(state)
-    if grant is not None:
-        _release(task, request, grant, state, leaves_record(task, request, state, retval), message, running)
+    complete = grant is not None and leaves_record(task, request, state, retval)
+    if grant is not None and grant.hold_on_retry and state == states.RETRY:
+        if message is not None:
+            message.release(running)
+        _pass_on(task, request, grant, retval, complete)
+    elif grant is not None:
+        _release(task, request, grant, state, complete, message, running)
     elif message is not None:
         message.release(running)
 
@@ -349,6 +366,30 @@ def _release(
         log.warning("Task %s[%s]: lock %r was no longer ours when it was released", task.name, request.id, lease.key)
     if lock_released.receivers:
         lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
+
+
+def _pass_on(task: Any, request: Any, grant: _Grant, error: Any, complete: bool) -> None:
+    """Leave the lock to the task's next attempt; if that cannot be, release it."""
+    key = grant.lease.key
+    completion = completion_of(task, key, grant.run.label) if complete else None
+    grant.lock.released = True
+    if grant.kept is not None:
+        grant.kept.end()
+    if grant.cell is not None:
+        grant.cell.releasing(complete)
+    try:
+        passed = bequeath(task, grant.store, grant.lease, grant.run, error, completion)
+    except StoreUnavailable as silence:
+        log.warning("Task %s[%s]: lock %r cannot be kept for the retry: %s", task.name, request.id, key, silence)
+        _release_later(grant, completion, None)
+        return
+    except BaseException:
+        _release_later(grant, completion, None)
+        raise
+    if grant.cell is not None:
+        grant.cell.done()
+    if not passed:
+        log.warning("Task %s[%s]: lock %r was no longer ours when it was to be kept", task.name, request.id, key)
 
 
 def _release_later(grant: _Grant, completion: Completion | None, message: UniqueMessage | None) -> None:

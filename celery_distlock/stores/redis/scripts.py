@@ -12,6 +12,7 @@ __all__ = [
     "CONFIRM",
     "ENQUEUE",
     "HOLDERS",
+    "PASS_ON",
     "POLL",
     "RELEASE",
     "RENEW",
@@ -101,6 +102,7 @@ RENEW = Script("renew")
 RELEASE = Script("release")
 ENQUEUE = Script("enqueue")
 POLL = Script("poll")
+PASS_ON = Script("pass_on")
 CONFIRM = Script("confirm")
 WITHDRAW = Script("withdraw")
 HOLDERS = Script("holders")

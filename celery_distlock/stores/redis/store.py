@@ -41,13 +41,13 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from celery_distlock.errors import LockConfigError, StoreUnavailable
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Renewal, deadline_of
-from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.base import LockStore, PassingOn
 from celery_distlock.stores.redis import arguments
 from celery_distlock.stores.redis.address import client_of, connection_maker, name_of, split_timeout
 from celery_distlock.stores.redis.connection import Answer, Connections
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.queueing import RedisQueueing
-from celery_distlock.stores.redis.scripts import ACQUIRE, HOLDERS, RELEASE, RENEW, Script, command
+from celery_distlock.stores.redis.scripts import ACQUIRE, HOLDERS, PASS_ON, RELEASE, RENEW, Script, command
 from celery_distlock.stores.redis.uniqueness import RedisUniqueness
 
 __all__ = ["RedisStore"]
@@ -61,7 +61,7 @@ _CHECK_TIMEOUT = 0.5
 _SCAN_COUNT = 1000
 
 
-class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
+class RedisStore(RedisQueueing, RedisUniqueness, PassingOn, LockStore):
     """A store in Redis.
 
     Arguments:
@@ -193,6 +193,25 @@ class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
             reply == 1 or (reply == 0 and twice and lease.fence > 0)
             for lease, reply in zip(leases, answer.replies, strict=True)
         ]
+
+    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+        """Turn a lease into one of another owner; see :meth:`PassingOn.pass_on`.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+        told = (
+            *arguments.of_claim(claim),
+            lease.owner.encode(),
+            b"%d" % lease.fence,
+            b"0" if completion is None else _milliseconds(completion.ttl),
+        )
+        call = PASS_ON.call(self._layout.packed(claim.key), told, self._layout.completion_of(completion))
+        answer = self._run(PASS_ON, [call])
+        fence = int(answer.replies[0])
+        if not fence:
+            return None
+        return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(answer.sent, claim.ttl), claim.limit)
 
     def _release_of(self, lease: Lease, done: Completion | None) -> bytes:
         ttl = b"0" if done is None else _milliseconds(done.ttl)
