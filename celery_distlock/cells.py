@@ -158,8 +158,11 @@ class Cell:
         return view.lease if view is not None and view.state == GRANTED and self._owner == owner.encode() else None
 
     def granted(self, lease: Lease) -> None:
-        """Say that the store granted what was asked for."""
+        """Say that the store granted what was asked for, perhaps for another time than was asked for."""
         arena, base = self._arena, self.base
+        if arena._floats[base + _TTL] != lease.ttl:
+            arena._floats[base + _TTL] = lease.ttl
+            arena._ints[base + _SUM] = self._checksum()
         arena._floats[base + _DEADLINE] = lease.deadline
         arena._ints[base + _FENCE] = lease.fence
         arena._ints[base + _STATE] = GRANTED

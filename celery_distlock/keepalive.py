@@ -8,6 +8,7 @@ What it does
     * A store that does not answer changes nothing: the lease is asked about again soon, and becomes *unsure*
       by itself when its deadline passes (see :mod:`celery_distlock.lease`). Nothing is lost by silence.
     * LOST, or GONE while the holder had not released, is final.
+    * A store that learns of a loss by itself has its leases asked about at once.
     * What :meth:`Keeper.give_back` takes over is released in the background until the lease's deadline; after it the
       store forgets by itself.
 
@@ -27,10 +28,12 @@ import selectors
 import socket
 import threading
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from celery_distlock.errors import StoreUnavailable
 from celery_distlock.lease import Completion, Lease, Renewal, deadline_of
@@ -119,6 +122,8 @@ class Keeper:
         self._erasures: dict[LockStore, _Erasures] = {}
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._calls: deque[Callable[[], None]] = deque()
+        #: Stores that were asked to tell when there is reason to renew early.
+        self._telling: weakref.WeakSet[LockStore] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._selector: selectors.BaseSelector | None = None
@@ -135,6 +140,9 @@ class Keeper:
     def keep(self, kept: Kept) -> None:
         """Look at ``kept`` from now on, first at its ``look_at``."""
         self._kept[id(kept)] = kept
+        if kept.store not in self._telling:
+            self._telling.add(kept.store)
+            kept.store.when_in_doubt(partial(self._doubt, weakref.ref(kept.store)))
         if self._thread is None:
             self._start()
         # No wake-up is needed while the thread will look early enough anyway: with equal ttls that is nearly always.
@@ -211,6 +219,15 @@ class Keeper:
     def kept(self) -> Iterable[Kept]:
         """What is looked at, as of now."""
         return list(self._kept.values())
+
+    def _doubt(self, store: Callable[[], LockStore | None]) -> None:
+        def look() -> None:
+            for kept in self.kept:
+                if kept.store is store():
+                    kept.look_at = 0.0
+
+        if self._kept:
+            self.call(look)
 
     # -- the thread -------------------------------------------------------------------------------------------
 

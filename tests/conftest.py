@@ -14,13 +14,16 @@ import pytest
 from tests.support import process as processes
 from tests.support import rabbitmq_server
 from tests.support import redis_server as redis_servers
+from tests.support import zookeeper_server as zookeeper_servers
 from tests.support.apps import close_app, load_app
 from tests.support.journal import Journal
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, Target
 from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases, fresh_databases, missing
 from tests.support.workers import LoadApp, Settings, StartWorker, Worker
+from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
+from tests.support.zookeeper_server import ZooKeeperServer
 
 _LOG_TAIL = 6000
 _SHARED_LOG_TAIL = 1500
@@ -51,6 +54,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 # What failures tell.
+
+
+#: Seconds: the time-out of workers' sessions in ZooKeeper. Half of it is relied upon, which is the ttl in most tests.
+_SESSION_TIMEOUT = 2.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--locks", choices=("redis", "zookeeper"), default="redis", help="where the workers' locks live")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -139,12 +150,67 @@ def rabbitmq_url(rabbitmq: RabbitMQServer) -> str:
     return rabbitmq.fresh_vhost()
 
 
+@pytest.fixture(scope="session")
+def zookeeper_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperServer]:
+    """A standalone ZooKeeper server for the whole run: tests use it through :func:`zookeeper_url`, never stop it."""
+    if zookeeper_servers.executable() is None:
+        missing("zookeeper")
+    server = ZooKeeperServer(tmp_path_factory.mktemp("zookeeper"))
+    yield server
+    server.stop()
+
+
 @pytest.fixture
-def proxy() -> Iterator[Callable[[RedisServer | RabbitMQServer], Proxy]]:
+def zookeeper_url(zookeeper_server: ZooKeeperServer) -> str:
+    """The URL of an empty chroot for locks."""
+    return zookeeper_server.fresh_chroot()
+
+
+@pytest.fixture
+def private_zookeeper(tmp_path: Path) -> Iterator[Callable[..., ZooKeeperServer]]:
+    """A factory of ZooKeeper servers that the test may freeze, kill and restart; arguments of ZooKeeperServer."""
+    if zookeeper_servers.executable() is None:
+        missing("zookeeper")
+    numbers = itertools.count(1)
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> ZooKeeperServer:
+            server = ZooKeeperServer(tmp_path / f"zookeeper{next(numbers)}", **options)
+            stack.callback(server.kill)
+            return server
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def shared_ensemble(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperEnsemble]:
+    """Three ZooKeeper servers for the whole run: tests use them through :func:`ensemble`."""
+    if zookeeper_servers.executable() is None:
+        missing("zookeeper")
+    three = ZooKeeperEnsemble(tmp_path_factory.mktemp("ensemble"))
+    yield three
+    three.stop()
+
+
+@pytest.fixture
+def ensemble(shared_ensemble: ZooKeeperEnsemble) -> Iterator[ZooKeeperEnsemble]:
+    """A ZooKeeper ensemble of which the test may freeze and kill members: it is whole again for the next test."""
+    yield shared_ensemble
+    shared_ensemble.restore()
+
+
+@pytest.fixture
+def ensemble_url(ensemble: ZooKeeperEnsemble) -> str:
+    """The URL of an empty chroot of the ensemble, for locks."""
+    return ensemble.fresh_chroot()
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[Target], Proxy]]:
     """A factory of TCP proxies: ``proxy(redis_server)`` stands between its clients and that server."""
     with ExitStack() as stack:
 
-        def start(server: RedisServer | RabbitMQServer) -> Proxy:
+        def start(server: Target) -> Proxy:
             made = Proxy(server.host, server.port)
             stack.callback(made.close)
             return made
@@ -162,9 +228,12 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.fixture
-def settings(databases: Databases, journal: Journal) -> Settings:
-    """What the test's applications are told: Redis for everything, and the journal."""
-    return Settings(databases.broker, databases.results, databases.locks, journal.path)
+def settings(databases: Databases, journal: Journal, request: pytest.FixtureRequest) -> Settings:
+    """What the test's applications are told: Redis for everything, and the journal; with ``--locks``, another store."""
+    locks = databases.locks
+    if request.config.getoption("--locks") == "zookeeper":
+        locks = f"{request.getfixturevalue('zookeeper_url')}?session_timeout={_SESSION_TIMEOUT}"
+    return Settings(databases.broker, databases.results, locks, journal.path)
 
 
 @pytest.fixture

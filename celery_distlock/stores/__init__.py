@@ -20,7 +20,11 @@ _BUILT_IN = {
     "redis": ("celery_distlock.stores.redis:RedisStore", "redis"),
     "redis+socket": ("celery_distlock.stores.redis:RedisStore", "redis"),
     "rediss": ("celery_distlock.stores.redis:RedisStore", "redis"),
+    "zookeeper": ("celery_distlock.stores.zookeeper:ZooKeeperStore", "zookeeper"),
 }
+
+#: Extra → the package that it brings.
+_PACKAGES = {"redis": "redis", "zookeeper": "kazoo"}
 
 
 class _StoreClass(Protocol):
@@ -52,7 +56,7 @@ def _store_class(scheme: str) -> _StoreClass:
         try:
             return cast(_StoreClass, getattr(import_module(module), name))
         except ModuleNotFoundError as exc:
-            if not extra or (exc.name or "").partition(".")[0] != extra:
+            if not extra or (exc.name or "").partition(".")[0] != _PACKAGES[extra]:
                 raise
             raise LockConfigError(
                 f'distlock_url: {scheme}:// needs the package {exc.name!r}: pip install "celery-distlock[{extra}]"'

@@ -37,6 +37,24 @@ class LockStore(ABC):
     #: Whether :meth:`release` looks at ``Lease.rest``; where it does not, tasks cannot have a ``lock_min_hold``.
     rests: bool = False
 
+    def lease_ttl(self, asked: float) -> float:
+        """Return how long a lease will be believed whose claim asks for so many seconds, as far as is known now.
+
+        It is what was asked for, unless the store's leases live as long as a session of its client. What counts in the
+        end is the lease's own ``ttl``.
+        """
+        return asked
+
+    def when_in_doubt(self, callback: Callable[[], None]) -> None:  # noqa: B027  # most stores have nothing to tell
+        """Have ``callback`` called whenever leases that this process renews may just have been lost.
+
+        It is a good moment to renew them: the store has learned something other than by a renewal. Stores that cannot
+        never call it.
+
+        Arguments:
+            callback: called in any thread; returns at once. A forked child's store does not call its parent's.
+        """
+
     @abstractmethod
     def acquire(self, claim: Claim) -> Lease | Contended | Completed:
         """Try once to get the key; never wait for its holder.

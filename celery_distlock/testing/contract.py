@@ -17,6 +17,9 @@
 
 Real expiry is part of the contract, so a run waits for a few dozen leases of :attr:`StoreContract.ttl` seconds. A store
 whose clock can be set overrides :meth:`StoreContract.wait`.
+
+A store whose leases live as long as their client's session sets :attr:`StoreContract.sessions`, gives the tests a
+``mortal_store`` of its own, and overrides :meth:`StoreContract.expire` and :meth:`StoreContract.fall_silent`.
 """
 
 from __future__ import annotations
@@ -116,19 +119,42 @@ class StoreContract:
     ttl: float = 0.3
     #: Seconds after its ttl within which a silent holder's key must be free.
     slack: float = 1.0
+    #: Whether a lease lives as long as the session of its client, and no claim has a ttl of its own: when the session
+    #: ends, all its leases are lost at once, and closing the store ends it.
+    sessions: bool = False
 
     @pytest.fixture
     def other_store(self, store: LockStore) -> LockStore:
         """Return a second client of the same data; override it where there can be one."""
         return store
 
+    @pytest.fixture
+    def mortal_store(self, store: LockStore) -> LockStore:
+        """Return the client whose leases the tests let expire."""
+        return store
+
     def wait(self, seconds: float) -> None:
         """Let the store's time pass."""
         time.sleep(seconds)
 
-    def expire(self, *leases: Lease) -> None:
-        """Let these leases expire, if nobody renews them."""
-        self.wait(max(lease.ttl for lease in leases) + 0.05)
+    def expire(self, *leases: Lease, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Let these leases of ``mortal_store`` expire, which nobody renews; call ``meanwhile`` before it happens."""
+        half = max(lease.ttl for lease in leases) / 2
+        self.wait(half)
+        meanwhile()
+        self.wait(half + 0.05)
+
+    def fall_silent(self, lease: Lease) -> None:
+        """Let nobody keep this lease of ``mortal_store`` alive from now on. Most stores need be told nothing."""
+
+    def longer(self, lease: Lease) -> Lease:
+        """Return the lease with a ttl that outlasts the test."""
+        return lease if self.sessions else replace(lease, ttl=30.0)
+
+    def needs_own_ttl(self) -> None:
+        """Skip a test of leases with a ttl of their own."""
+        if self.sessions:
+            pytest.skip("all leases of a session live as long as the session")
 
     def take(self, store: LockStore, wish: Claim) -> Lease:
         """Try to get a key whose holder has expired, for as long as a store may take to notice."""
@@ -149,14 +175,14 @@ class StoreContract:
     def test_a_free_key_is_granted(self, store: LockStore) -> None:
         wish = claim("k")
         lease = granted(store.acquire(wish))
-        assert (lease.key, lease.owner, lease.ttl) == ("k", wish.owner, wish.ttl)
+        assert (lease.key, lease.owner, lease.ttl) == ("k", wish.owner, store.lease_ttl(wish.ttl))
         assert lease.fence > 0
 
     def test_a_lease_is_believed_for_its_ttl_less_the_drift_from_before_the_request(self, store: LockStore) -> None:
         before = time.monotonic()
         lease = granted(store.acquire(claim("k", ttl=30.0)))
         after = time.monotonic()
-        assert deadline_of(before, 30.0) <= lease.deadline <= deadline_of(after, 30.0)
+        assert deadline_of(before, lease.ttl) <= lease.deadline <= deadline_of(after, lease.ttl)
 
     def test_a_held_key_is_contended(self, store: LockStore) -> None:
         granted(store.acquire(claim("k")))
@@ -176,10 +202,10 @@ class StoreContract:
         assert (holder["key"], holder["owner"], holder["fence"]) == ("k", lease.owner, lease.fence)
 
     def test_contention_says_how_long_the_holder_will_be_believed(self, store: LockStore) -> None:
-        granted(store.acquire(claim("k", ttl=30.0)))
+        lease = granted(store.acquire(claim("k", ttl=30.0)))
         holder = contended(store.acquire(claim("k"))).holder
         assert holder is not None
-        assert 20.0 < holder["remaining"] <= 30.1
+        assert lease.ttl * 0.7 < holder["remaining"] <= lease.ttl * 1.01
 
     def test_different_keys_do_not_contend(self, store: LockStore) -> None:
         granted(store.acquire(claim("k1")))
@@ -220,6 +246,7 @@ class StoreContract:
         assert granted(store.acquire(wish)).fence == granted(other_store.acquire(wish)).fence
 
     def test_asking_again_starts_the_time_anew(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         first = granted(store.acquire(claim("k", "me", ttl=self.ttl)))
         second = granted(store.acquire(claim("k", "me", ttl=30.0)))
         assert second.deadline > first.deadline + 20.0
@@ -243,10 +270,12 @@ class StoreContract:
         assert store.release([granted(store.acquire(wish))]) == [True]
         granted(store.acquire(claim("k")))
 
-    def test_an_expired_owner_who_asks_again_while_nobody_came_is_granted(self, store: LockStore) -> None:
-        first = granted(store.acquire(claim("k", "me", ttl=self.ttl)))
+    def test_an_expired_owner_who_asks_again_while_nobody_came_is_granted(
+        self, store: LockStore, mortal_store: LockStore
+    ) -> None:
+        first = granted(mortal_store.acquire(claim("k", "me", ttl=self.ttl)))
         self.expire(first)
-        again = granted(store.acquire(claim("k", "me")))
+        again = granted(mortal_store.acquire(claim("k", "me")))
         assert again.fence >= first.fence
         assert self.owners(store, "k") == ["me"]
         contended(store.acquire(claim("k")))
@@ -278,18 +307,20 @@ class StoreContract:
         assert store.release([replace(lease, key="k2")]) == [False]
         assert self.owners(store, "k") == [lease.owner]
 
-    def test_release_after_a_takeover_leaves_the_new_holder_alone(self, store: LockStore) -> None:
-        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+    def test_release_after_a_takeover_leaves_the_new_holder_alone(
+        self, store: LockStore, mortal_store: LockStore
+    ) -> None:
+        old = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         new = self.take(store, claim("k"))
-        assert store.release([old]) == [False]
+        assert mortal_store.release([old]) == [False]
         assert self.owners(store, "k") == [new.owner]
         contended(store.acquire(claim("k")))
 
-    def test_release_after_expiry_leaves_nothing(self, store: LockStore) -> None:
-        lease = granted(store.acquire(claim("k", ttl=self.ttl)))
+    def test_release_after_expiry_leaves_nothing(self, store: LockStore, mortal_store: LockStore) -> None:
+        lease = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(lease)
-        store.release([lease])
+        mortal_store.release([lease])
         assert store.holders() == []
         granted(store.acquire(claim("k")))
 
@@ -373,21 +404,25 @@ class StoreContract:
     # --- renewal --------------------------------------------------------------------------------------------------
 
     def test_a_renewed_lease_is_held_beyond_its_first_ttl(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         lease = granted(store.acquire(claim("k", ttl=self.ttl)))
         assert store.renew([replace(lease, ttl=30.0)]) == [Renewal.HELD]
         self.expire(lease)
         contended(store.acquire(claim("k")))
 
     def test_each_lease_is_renewed_for_its_own_ttl(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         short, long = [granted(store.acquire(claim(key, ttl=self.ttl))) for key in ("short", "long")]
         assert store.renew([short, replace(long, ttl=30.0)]) == [Renewal.HELD] * 2
         self.expire(short)
         self.take(store, claim("short"))
         contended(store.acquire(claim("long")))
 
-    def test_a_lease_that_is_not_renewed_expires_although_its_neighbour_is(self, store: LockStore) -> None:
-        renewed, silent = [granted(store.acquire(claim("k", ttl=self.ttl, limit=2))) for _ in range(2)]
-        assert store.renew([replace(renewed, ttl=30.0)]) == [Renewal.HELD]
+    def test_a_lease_that_is_not_renewed_expires_although_its_neighbour_is(
+        self, store: LockStore, mortal_store: LockStore
+    ) -> None:
+        renewed, silent = [granted(one.acquire(claim("k", ttl=self.ttl, limit=2))) for one in (store, mortal_store)]
+        assert store.renew([self.longer(renewed)]) == [Renewal.HELD]
         self.expire(silent)
         newcomer = self.take(store, claim("k", limit=2))
         assert sorted(self.owners(store, "k")) == sorted([renewed.owner, newcomer.owner])
@@ -425,34 +460,37 @@ class StoreContract:
         assert store.holders() == []
 
     def test_an_expired_lease_is_held_again_when_nobody_came(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         lease = granted(store.acquire(claim("k", ttl=self.ttl)))
         self.expire(lease)
         assert store.renew([replace(lease, ttl=30.0)]) == [Renewal.HELD]
         assert self.owners(store, "k") == [lease.owner]
         contended(store.acquire(claim("k")))
 
-    def test_a_lease_whose_place_was_given_away_is_lost(self, store: LockStore) -> None:
-        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+    def test_a_lease_whose_place_was_given_away_is_lost(self, store: LockStore, mortal_store: LockStore) -> None:
+        old = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         new = self.take(store, claim("k"))
-        assert store.renew([old]) == [Renewal.LOST]
+        assert mortal_store.renew([old]) == [Renewal.LOST]
         assert self.owners(store, "k") == [new.owner]
 
-    def test_a_lost_lease_stays_lost_after_the_new_holder_is_done(self, store: LockStore) -> None:
-        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+    def test_a_lost_lease_stays_lost_after_the_new_holder_is_done(
+        self, store: LockStore, mortal_store: LockStore
+    ) -> None:
+        old = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         store.release([self.take(store, claim("k"))])
-        assert store.renew([old]) == [Renewal.LOST]
-        assert store.renew([old]) == [Renewal.LOST], "the store told it only once"
+        assert mortal_store.renew([old]) == [Renewal.LOST]
+        assert mortal_store.renew([old]) == [Renewal.LOST], "the store told it only once"
         assert store.holders() == []
 
-    def test_renewals_are_answered_in_order(self, store: LockStore) -> None:
-        lost = granted(store.acquire(claim("lost", ttl=self.ttl)))
+    def test_renewals_are_answered_in_order(self, store: LockStore, mortal_store: LockStore) -> None:
+        lost = granted(mortal_store.acquire(claim("lost", ttl=self.ttl)))
         self.expire(lost)
         self.take(store, claim("lost"))
-        held, gone, also_held = [granted(store.acquire(claim(key))) for key in ("held", "gone", "also held")]
-        store.release([gone])
-        assert store.renew([held, gone, lost, also_held]) == [
+        held, gone, also_held = [granted(mortal_store.acquire(claim(key))) for key in ("held", "gone", "also held")]
+        mortal_store.release([gone])
+        assert mortal_store.renew([held, gone, lost, also_held]) == [
             Renewal.HELD,
             Renewal.GONE,
             Renewal.LOST,
@@ -466,19 +504,21 @@ class StoreContract:
     # --- expiry ---------------------------------------------------------------------------------------------------
 
     def test_a_silent_holders_key_is_granted_after_its_deadline_and_within_ttl_and_slack(
-        self, store: LockStore, other_store: LockStore
+        self, mortal_store: LockStore, other_store: LockStore
     ) -> None:
-        lease = granted(store.acquire(claim("k", ttl=self.ttl)))
+        lease = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
+        self.fall_silent(lease)
         asked_from = time.monotonic()
         wish, answer = claim("k"), None
         while not isinstance(answer, Lease):
             answer = other_store.acquire(wish)
             answered = time.monotonic()
-            assert answered < asked_from + self.ttl + self.slack, f"still not granted: {answer}"
+            assert answered < asked_from + lease.ttl + self.slack, f"still not granted: {answer}"
             time.sleep(0.005)
         assert answered >= lease.deadline, "granted to a second holder while the first one was right to believe it"
 
     def test_an_expired_holder_stays_listed_until_it_is_replaced(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         old = granted(store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         assert self.owners(store, "k") == [old.owner]
@@ -486,13 +526,13 @@ class StoreContract:
         new = self.take(store, claim("k"))
         assert self.owners(store, "k") == [new.owner]
 
-    def test_a_takeover_has_a_greater_fence(self, store: LockStore) -> None:
-        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+    def test_a_takeover_has_a_greater_fence(self, store: LockStore, mortal_store: LockStore) -> None:
+        old = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         assert self.take(store, claim("k")).fence > old.fence
 
-    def test_a_takeover_happens_once(self, store: LockStore) -> None:
-        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+    def test_a_takeover_happens_once(self, store: LockStore, mortal_store: LockStore) -> None:
+        old = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         wishes = [claim("k") for _ in range(6)]
         answers: list[Lease | Contended | Completed] = []
@@ -502,11 +542,13 @@ class StoreContract:
             answers = at_once(6, lambda n: store.acquire(wishes[n]))
         assert [type(answer) for answer in answers].count(Lease) == 1
 
-    def test_a_lost_holder_does_not_get_its_key_back_from_the_new_one(self, store: LockStore) -> None:
-        old = granted(store.acquire(claim("k", "old", ttl=self.ttl)))
+    def test_a_lost_holder_does_not_get_its_key_back_from_the_new_one(
+        self, store: LockStore, mortal_store: LockStore
+    ) -> None:
+        old = granted(mortal_store.acquire(claim("k", "old", ttl=self.ttl)))
         self.expire(old)
         self.take(store, claim("k", "new"))
-        contended(store.acquire(claim("k", "old")))
+        contended(mortal_store.acquire(claim("k", "old")))
         assert self.owners(store, "k") == ["new"]
 
     # --- several holders ------------------------------------------------------------------------------------------
@@ -525,21 +567,26 @@ class StoreContract:
     def test_holders_of_one_key_have_different_fences(self, store: LockStore) -> None:
         assert len({granted(store.acquire(claim("k", limit=5))).fence for _ in range(5)}) == 5
 
-    def test_only_the_expired_one_of_several_holders_is_replaced(self, store: LockStore) -> None:
-        silent = granted(store.acquire(claim("k", ttl=self.ttl, limit=2)))
+    def test_only_the_expired_one_of_several_holders_is_replaced(
+        self, store: LockStore, mortal_store: LockStore
+    ) -> None:
+        silent = granted(mortal_store.acquire(claim("k", ttl=self.ttl, limit=2)))
         lively = granted(store.acquire(claim("k", limit=2)))
         self.expire(silent)
         newcomer = self.take(store, claim("k", limit=2))
         contended(store.acquire(claim("k", limit=2)))
-        assert store.renew([silent, lively, newcomer]) == [Renewal.LOST, Renewal.HELD, Renewal.HELD]
+        assert mortal_store.renew([silent]) == [Renewal.LOST]
+        assert store.renew([lively, newcomer]) == [Renewal.HELD, Renewal.HELD]
 
     def test_an_expired_holder_keeps_its_place_while_another_one_is_free(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         silent = granted(store.acquire(claim("k", ttl=self.ttl, limit=2)))
         self.expire(silent)
         newcomer = granted(store.acquire(claim("k", limit=2)))
         assert store.renew([silent, newcomer]) == [Renewal.HELD, Renewal.HELD]
 
     def test_one_newcomer_replaces_one_expired_holder(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         silent = [granted(store.acquire(claim("k", ttl=self.ttl, limit=2))) for _ in range(2)]
         self.expire(*silent)
         self.take(store, claim("k", limit=2))
@@ -644,13 +691,15 @@ class StoreContract:
         assert isinstance(store.acquire(claim("k", completion=runs[1])), Completed)
         granted(store.acquire(claim("k", completion=runs[0])))
 
-    def test_a_completion_is_recorded_although_the_lease_was_lost_meanwhile(self, store: LockStore) -> None:
+    def test_a_completion_is_recorded_although_the_lease_was_lost_meanwhile(
+        self, store: LockStore, mortal_store: LockStore
+    ) -> None:
         # The record says that the work was done, not who may do it.
         run = Completion("k", "id:0:0", 30.0)
-        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+        old = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         self.take(store, claim("k"))
-        assert store.release([old], [run]) == [False]
+        assert mortal_store.release([old], [run]) == [False]
         assert store.acquire(claim("k", completion=run)) == Completed("k", "id:0:0")
 
     def test_forgetting_what_was_never_completed_is_no_error(self, store: LockStore) -> None:
@@ -716,10 +765,10 @@ class StoreContract:
             "pid": 4711,
             "identifier": 'said "hi"',
         }
-        granted(store.acquire(claim("k", ttl=30.0, record=record)))
+        lease = granted(store.acquire(claim("k", ttl=30.0, record=record)))
         [holder] = store.holders("k")
         assert {name: holder.get(name) for name in record} == record
-        assert 20.0 < holder["remaining"] <= 30.1
+        assert lease.ttl * 0.7 < holder["remaining"] <= lease.ttl * 1.01
 
     def test_a_holder_that_did_not_describe_itself_is_listed(self, store: LockStore) -> None:
         lease = granted(store.acquire(claim("k")))
@@ -752,13 +801,22 @@ class StoreContract:
         assert isinstance(store.name, str)
         assert store.name
 
-    def test_a_closed_store_can_be_used_again(self, store: LockStore) -> None:
+    def test_closing_a_store_leaves_its_leases_alone(self, store: LockStore) -> None:
+        self.needs_own_ttl()
         lease = granted(store.acquire(claim("k")))
         store.close()
         contended(store.acquire(claim("k")))
         assert store.renew([lease]) == [Renewal.HELD]
         store.close()
         assert store.release([lease]) == [True]
+
+    def test_a_closed_store_can_be_used_again(self, store: LockStore) -> None:
+        store.close()
+        lease = granted(store.acquire(claim("k")))
+        contended(store.acquire(claim("k")))
+        store.close()
+        store.release([lease])
+        assert store.holders() == []
 
     def test_closing_twice_is_no_error(self, store: LockStore) -> None:
         store.close()

@@ -78,7 +78,7 @@ class LimitWatch:
 
 
 def _pause(one: Supervised) -> float:
-    unsure = one.options.ttl * _UNSURE_MARGIN / 2 if one.options.on_unsure == "abort" else _UNTIL_GRANTED
+    unsure = one.ttl() * _UNSURE_MARGIN / 2 if one.options.on_unsure == "abort" else _UNTIL_GRANTED
     if one.options.max_hold is None:
         return unsure
     if one.granted_at is None:

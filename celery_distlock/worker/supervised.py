@@ -66,7 +66,7 @@ class Supervised(Kept):
         self.label = label
         self.options = options
         self.owner = owner
-        self.look_at = time.monotonic() + options.ttl / RENEWALS_PER_TTL
+        self.look_at = time.monotonic() + self.ttl() / RENEWALS_PER_TTL
         #: When it was given to the pool (wall clock), for people.
         self.admitted_at = time.time()
         self._waited = waited
@@ -148,8 +148,8 @@ class Supervised(Kept):
             self.warden.end(self)
 
     def ttl(self) -> float:
-        """Return the lease's ttl in seconds; before it is granted, the one that will be asked for."""
-        return self.options.ttl
+        """Return the lease's ttl in seconds; before it is granted, the one that it will probably have."""
+        return self.store.lease_ttl(self.options.ttl)
 
     def on_renewed(self, deadline: float) -> None:
         """Tell the executor."""

@@ -32,7 +32,7 @@ class SupervisedPlace(Kept):
         self.store = supervised.store
         self._ended = False
         self._cell = self._warden.arena.take(supervised.owner) if token.running else None
-        self.look_at = time.monotonic() + supervised.options.ttl / RENEWALS_PER_TTL
+        self.look_at = time.monotonic() + supervised.ttl() / RENEWALS_PER_TTL
         if self._cell is not None:
             self._warden.keeper.keep(self)
 
@@ -56,7 +56,7 @@ class SupervisedPlace(Kept):
 
     def ttl(self) -> float:
         """Return the lease's ttl in seconds."""
-        return self._supervised.options.ttl
+        return self._supervised.ttl()
 
     def on_renewed(self, deadline: float) -> None:
         """Write it down, for this thread: the executor does not ask."""

@@ -22,6 +22,7 @@ from celery_distlock.stores.base import LockStore
 from celery_distlock.testing import hold
 from tests.cli.command import celery_command, project
 from tests.docs.pages import PAGES, ROOT, Block, anchors, blocks, links, prose, rows
+from tests.docs.run_page import ZOOKEEPER
 from tests.support.workers import Settings, StartWorker
 
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -47,9 +48,12 @@ SLOW = {"writing-a-store.md"}
         if "```python" in page.read_text()
     ],
 )
-def test_the_python_of_a_page_runs(page: Path, redis_url: str, tmp_path: Path) -> None:
+def test_the_python_of_a_page_runs(page: Path, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    urls = [redis_url]
+    if any(ZOOKEEPER.search(block.text) for block in blocks(page.read_text(), "python")):
+        urls.append(request.getfixturevalue("zookeeper_url"))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.docs.run_page", str(page), redis_url],
+        [sys.executable, "-W", "error", "-m", "tests.docs.run_page", str(page), *urls],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -59,8 +63,9 @@ def test_the_python_of_a_page_runs(page: Path, redis_url: str, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("ran the block") == len(list(blocks(page.read_text(), "python"))) > 0
-    with closing(open_store(redis_url)) as store:
-        assert store.holders() == []
+    for url in urls:
+        with closing(open_store(url)) as store:
+            assert store.holders() == []
 
 
 def test_the_first_task_of_the_readme_runs_in_a_worker_under_its_lock(

@@ -15,6 +15,7 @@ from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.testing import fuzz_counter
+from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
 
 
 @pytest.fixture
@@ -46,6 +47,34 @@ def test_processes_count_exactly_under_a_redis_lock(redis_url: str) -> None:
 def test_processes_with_threads_count_exactly_under_a_redis_lock(redis_url: str) -> None:
     report = fuzz_counter(partial(open_store, redis_url, prefix="fuzz"), threads=3, processes=2, increments=20)
     assert report.counted == 120
+
+
+@pytest.mark.parametrize("where", ["zookeeper_url", "ensemble_url"])
+def test_threads_count_exactly_under_a_zookeeper_lock(where: str, request: pytest.FixtureRequest) -> None:
+    url = f"{request.getfixturevalue(where)}?timeout=20"
+    report = fuzz_counter(partial(open_store, url, prefix="fuzz"), threads=8, increments=10)
+    assert report.counted == 80
+    assert report.contended > 0
+
+
+@pytest.mark.parametrize("where", ["zookeeper_url", "ensemble_url"])
+def test_processes_with_threads_count_exactly_under_a_zookeeper_lock(
+    where: str, request: pytest.FixtureRequest
+) -> None:
+    url = f"{request.getfixturevalue(where)}?timeout=20"
+    report = fuzz_counter(partial(open_store, url, prefix="fuzz"), threads=2, processes=3, increments=15)
+    assert report.counted == 90
+
+
+def test_processes_count_exactly_while_the_leader_of_an_ensemble_is_killed_and_comes_back(
+    ensemble: ZooKeeperEnsemble, ensemble_url: str
+) -> None:
+    """A session outlives its server, so nobody loses the lock; commands wait for the next leader."""
+    counting = partial(open_store, f"{ensemble_url}?timeout=40&session_timeout=40", prefix="fuzz")
+    with ensemble.losing_leaders() as killed:
+        report = fuzz_counter(counting, threads=2, processes=2, increments=60, ttl=40.0, timeout=100.0)
+    assert report.counted == 240
+    assert len(killed) >= 2
 
 
 def test_the_counters_file_is_made_in_the_given_folder_and_removed(memory_store: MemoryStore, tmp_path: Path) -> None:

@@ -9,6 +9,17 @@ Everything is a fixture (``tests/conftest.py``); what a fixture returns is docum
                              .freeze() .thaw() .client(db=0, **options) .url .url_of(db) .socket_url .host .port``;
                              options: ``options=[…]``, ``password=``, ``replica_of=``, ``unix_socket=True``
 ``rabbitmq_url``             the URL of an empty virtual host of the run's RabbitMQ (``rabbitmq``)
+``zookeeper_url``            the URL of an empty chroot of the run's standalone ZooKeeper (``zookeeper_server``)
+``private_zookeeper(…)``     a :class:`~.zookeeper_server.ZooKeeperServer` the test may break: ``.stop() .kill()
+                             .restart(without_data=False) .freeze() .thaw() .url .hosts .fresh_chroot()
+                             .client(chroot, **options) .command("mntr") .mode .sessions() .expire(client)``; options:
+                             ``tick=0.2``, ``max_session=60.0``, ``config=["…=…"]``, ``users={name: password}`` (SASL),
+                             ``tls="server"|"client"`` (``.tls_port .certificates``)
+``ensemble``                 the run's :class:`~.zookeeper_ensemble.ZooKeeperEnsemble` of three, which the test may
+                             break: ``.servers .leader() .followers() .kill(*servers) .lose_quorum()
+                             .losing_leaders() .restore() .expire(client) .url .hosts .fresh_chroot() .client()``;
+                             whole again after the test
+``ensemble_url``             the URL of an empty chroot of it, naming every member
 ``proxy(server)``            a :class:`~.proxy.Proxy` in front of it: ``.url(url)``, ``.cut() .refuse() .accept()
                              .pause("server"|"client") .resume() .delay(seconds, …) .half_close(to)``;
                              ``.swallow_reply(b"EVALSHA")`` and ``.swallow_request(…)`` return a
@@ -40,6 +51,9 @@ do::
         results = [tasks.work.delay("a", 0.1) for _ in range(10)]
         journal.wait_for("end", count=10, key="a")
         assert journal.overlaps() == []
+
+Whether two holders ever believed in one lock at once, whatever was broken meanwhile, is told by a
+:class:`~.contest.Contest` of processes: ``.holder() .everybody_holds_again() .check() .end()``.
 
 For anything else: :func:`.waiting.eventually` ``(predicate, timeout, what)``, :class:`.process.Process`, and
 :func:`.process.is_running`. A missing server skips a test with a reason; with ``CI`` in the environment it fails it.

@@ -11,18 +11,25 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.support.ports import free_port
 
-__all__ = ["Direction", "Fault", "Match", "Proxy"]
+__all__ = ["Direction", "Fault", "Match", "Proxy", "Target"]
 
 Direction = Literal["server", "client"]
 Match = bytes | Callable[[bytes], bool]
 
 _DIRECTIONS: tuple[Direction, ...] = ("server", "client")
 _CHUNK = 65536
+
+
+class Target(Protocol):
+    """A server that a proxy can stand before."""
+
+    host: str
+    port: int
 
 
 class Fault:

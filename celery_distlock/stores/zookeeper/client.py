@@ -1,0 +1,169 @@
+"""Kazoo's client, as we need it: it tells the negotiated time-out, and connects and reconnects in bounded time."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from kazoo.client import KazooClient
+from kazoo.handlers.threading import SequentialThreadingHandler
+from kazoo.protocol.serialization import (
+    CloseInstance,
+    Create,
+    Create2,
+    MultiHeader,
+    Transaction,
+    read_string,
+    stat_struct,
+)
+from kazoo.retry import KazooRetry
+
+from celery_distlock.stores.zookeeper.address import Address
+from celery_distlock.stores.zookeeper.connection import Connection
+
+__all__ = ["Client", "Results", "retry_of"]
+
+#: The pauses between two tries to connect double from the first to the last; in seconds.
+_FIRST_PAUSE, _LAST_PAUSE = 0.01, 0.5
+
+
+class Results(list[Any]):
+    """What became of a transaction's operations.
+
+    Attributes:
+        number: the transaction's, which is the ``czxid`` of all nodes that it made.
+    """
+
+    number = 0
+
+
+class _Committed:
+    """The result of a transaction, some time."""
+
+    def __init__(self, result: Any, request: Any) -> None:
+        self._result = result
+        self._request = request
+
+    def get(self, timeout: float) -> Results:
+        results = Results(self._result.get(timeout=timeout))
+        results.number = self._request.number
+        return results
+
+
+class _Container(Create):  # type: ignore[misc]  # kazoo has no types
+    """The creation of a node that the servers remove some time after its last child has gone. Kazoo knows none."""
+
+    type = 19
+    FLAGS = 4
+
+
+class _Transaction(Transaction):  # type: ignore[misc]  # kazoo has no types
+    """A request whose answer's header :class:`~.connection.Connection` leaves with it."""
+
+    number = 0
+
+    @classmethod
+    def deserialize(cls, data: bytes, offset: int) -> list[Any]:
+        header, after = MultiHeader.deserialize(data, offset)
+        if header.type != Create2.type:
+            return list(super().deserialize(data, offset))
+        # A container, the first one; of its path and stat kazoo would make nothing.
+        path, after = read_string(data, after)
+        return [path, *super().deserialize(data, after + stat_struct.size)]
+
+
+class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
+    """A client for one session after the other."""
+
+    def __init__(self, address: Address) -> None:
+        handler = _handler(address.timeout)
+        super().__init__(
+            hosts=address.hosts,
+            timeout=address.session_timeout,
+            handler=handler,
+            connection_retry=retry_of(handler, _FIRST_PAUSE, _LAST_PAUSE),
+            **address.client,
+        )
+        # In the place of the one that kazoo has just made.
+        old = self.__dict__["_connection"]
+        self._connection: Any = Connection(
+            self, old.retry_sleeper, patience=address.timeout, logger=old.logger, sasl_options=old.sasl_options
+        )
+
+    @property
+    def negotiated(self) -> float:
+        """Seconds of silence after which the server ends the present session; 0.0 before there was one."""
+        return float(self._connection.negotiated)
+
+    def first_container(self, transaction: Any) -> None:
+        """Make the first node that a transaction creates a container: see :class:`_Container`."""
+        first = transaction.operations[0]
+        transaction.operations[0] = _Container(first.path, first.data, first.acl, _Container.FLAGS)
+
+    def commit(self, transaction: Any) -> _Committed:
+        """Commit a transaction, and learn its number, too, which kazoo keeps to itself."""
+        request, result = _Transaction(transaction.operations), self.handler.async_result()
+        self._call(request, result)
+        return _Committed(result, request)
+
+    def wait_connected(self, timeout: float) -> bool:
+        """Wait until there is a connection, and tell whether there is."""
+        return bool(self._live.wait(timeout))
+
+    def say_goodbye(self, timeout: float) -> None:
+        """Ask for the end of the session, and wait for the answer; kazoo's ``stop`` needs more threads than are left.
+
+        That is so while the interpreter shuts down: the client is of no more use.
+        """
+        self._stopped.set()
+        self._queue.append((CloseInstance, None))
+        self._connection._write_sock.send(b"\0")
+        self._connection.connection_stopped.wait(timeout)
+
+    def forget(self) -> None:
+        """Close the copies of the parent's sockets in a forked child, whose session goes on in the parent."""
+        connection = self._connection
+        if not isinstance(self.handler, SequentialThreadingHandler):
+            # Unlike threads, greenlets live on in a child.
+            self._stopped.set()
+        for sock in (connection._socket, connection._read_sock, connection._write_sock):
+            if sock is not None:
+                sock.close()
+
+
+def retry_of(handler: Any, first: float, last: float, deadline: float | None = None) -> KazooRetry:
+    """Return a kazoo retry: pauses double from ``first`` to ``last`` seconds, until ``deadline`` seconds are over."""
+    return KazooRetry(
+        max_tries=-1,
+        delay=first,
+        backoff=2,
+        max_jitter=0.2,
+        max_delay=last,
+        sleep_func=handler.sleep_func,
+        deadline=deadline,
+    )
+
+
+def _handler(patience: float) -> Any:
+    kind = _kind()
+
+    class Handler(kind):  # type: ignore[misc, valid-type]  # kazoo has no types
+        def create_connection(self, *args: Any, timeout: float = patience, **options: Any) -> Any:
+            # Kazoo would wait for the whole session time-out before it tries the next server.
+            return super().create_connection(*args, timeout=min(timeout, patience), **options)
+
+    return Handler()
+
+
+def _kind() -> Any:
+    # Whoever uses one of them has imported it before.
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if gevent is not None and gevent.is_module_patched("socket"):
+        from kazoo.handlers.gevent import SequentialGeventHandler
+
+        return SequentialGeventHandler
+    if eventlet is not None and eventlet.is_monkey_patched("socket"):
+        from kazoo.handlers.eventlet import SequentialEventletHandler
+
+        return SequentialEventletHandler
+    return SequentialThreadingHandler

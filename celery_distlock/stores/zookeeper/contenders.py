@@ -1,0 +1,396 @@
+"""The nodes of contenders: how they are made, found, taken over and removed.
+
+Whose node it is
+    A node belongs to an owner, which its name tells, and dies with a session, which its stat tells. Whoever asks the
+    store for something in an owner's name makes the node its own session's: it is deleted and created anew in one
+    transaction, with the same sequence number, and it tells the old fence. So an owner's place, and its lease, go from
+    process to process without a moment in which they are nobody's: from the pool's child, which acquired, to the main
+    process, which renews. A renewal is then a sign of life of the very session on which the lease depends.
+
+What is owed
+    A request without an answer may be executed as soon as there is a connection again. Whoever gives up is remembered
+    as a debt: when there is a connection, all nodes of that owner are removed, unless it has asked again by then.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from kazoo.exceptions import KazooException, NoNodeError, NotEmptyError
+from kazoo.retry import ForceRetryError
+
+from celery_distlock.errors import StoreUnavailable
+from celery_distlock.lease import Claim, Lease, deadline_of
+from celery_distlock.stores.zookeeper import requests
+from celery_distlock.stores.zookeeper.address import Address
+from celery_distlock.stores.zookeeper.caretaker import Caretaker
+from celery_distlock.stores.zookeeper.completions import Completions
+from celery_distlock.stores.zookeeper.layout import Contender, Layout, Line
+from celery_distlock.stores.zookeeper.places import Place, Places
+from celery_distlock.stores.zookeeper.record import Node, packed
+from celery_distlock.stores.zookeeper.session import Answer, Session
+
+__all__ = ["Contenders", "Entered", "Known"]
+
+#: How many leases, and how many barred owners, are remembered.
+_MANY = 10_000
+#: Seconds until the next try to settle what is owed.
+_PAUSE = 1.0
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A lease that this process has seen: where its node is, and on whose session it depends.
+
+    ``alone_since`` is when it was granted if nobody else was in the line then, in monotonic time, else minus infinity.
+    """
+
+    contender: Contender
+    path: str
+    fence: int
+    session: int
+    alone_since: float = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A node that was just made, and the line in which it stands."""
+
+    node: Node
+    line: Line
+    answer: Answer
+
+    @property
+    def index(self) -> int:
+        """Where it stands."""
+        return self.line.contenders.index(self.node.contender)
+
+
+class _Bounded(dict[K, T]):
+    """Forgets the oldest entry when there are too many."""
+
+    def put(self, key: K, value: T) -> None:
+        self.pop(key, None)
+        self[key] = value
+        while len(self) > _MANY:
+            # Others may be doing the same.
+            self.pop(next(iter(self)), None)
+
+
+class Contenders:
+    """What one process knows of, and does with, the nodes of its contenders.
+
+    Arguments:
+        address: where.
+        layout: what is where.
+        on_connected: called in kazoo's thread when there is a connection (again); must not block.
+    """
+
+    def __init__(self, address: Address, layout: Layout, on_connected: Callable[[], None]) -> None:
+        self.layout = layout
+        self.session = Session(address, self._on_connected, self._on_ended, self._on_lost)
+        #: Called in kazoo's thread when the server has ended a session; must not block.
+        self.doubters: list[Callable[[], None]] = []
+        self.completions = Completions(self.session, layout)
+        #: Leases that this process has seen. No more than a memory: the server is asked about each.
+        self.known: _Bounded[tuple[str, str], Known] = _Bounded()
+        #: Owners that gave back a lease of which they did not know whether they had it.
+        self.barred: _Bounded[tuple[str, str], None] = _Bounded()
+        #: Keys that were not free when they were last asked for: worth a look before anything is written.
+        self.contended: _Bounded[str, None] = _Bounded()
+        self.places = Places()
+        self.caretaker = Caretaker(self._care)
+        self._announce = on_connected
+        self._sync = requests.sync(layout.locks or "/")
+        self._debts: set[tuple[str, str]] = set()
+        self._mutex = threading.Lock()
+
+    def run(self, work: Callable[[float], T], claims: Iterable[Claim | Lease] = (), *, owing: bool = False) -> T:
+        """Do some work for these claims; see :meth:`Session.run`. If ``owing``, nothing of them is left if it fails."""
+        pairs = [(claim.key, claim.owner) for claim in claims]
+        if self._debts:
+            with self._mutex:
+                self._debts.difference_update(pairs)
+        try:
+            return self.session.run(work)
+        except StoreUnavailable:
+            if owing:
+                self.owe(pairs)
+            raise
+
+    def owe(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Remove all nodes of these owners when it is possible."""
+        with self._mutex:
+            self._debts.update(pairs)
+        self.caretaker.wake()
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def lines(self, keys: Iterable[str], end: float) -> dict[str, Line]:
+        """Look at the lines of these keys, as they are for their leader."""
+        wanted = list(dict.fromkeys(keys))
+        asked = [self._sync, *(requests.children(self.layout.lock(key)) for key in wanted)]
+        _, *replies = self.session.exchange(asked, end).replies
+        return {
+            k: Line(() if isinstance(names, NoNodeError) else names) for k, names in zip(wanted, replies, strict=True)
+        }
+
+    def read(self, wanted: Sequence[tuple[Contender, str]], end: float) -> tuple[list[Node | None], Answer]:
+        """Read nodes, given their paths; None for one that is gone. The leader has been asked before."""
+        answer = self.session.exchange([self._sync, *(requests.get(path) for _, path in wanted)], end)
+        nodes = [
+            None if isinstance(reply, KazooException) else Node.read(contender, path, *reply)
+            for (contender, path), reply in zip(wanted, answer.replies[1:], strict=True)
+        ]
+        return nodes, answer
+
+    def path_of(self, key: str, contender: Contender) -> str:
+        """Return the path of a contender's node."""
+        return f"{self.layout.lock(key)}/{contender.name}"
+
+    def find(self, leases: Sequence[Lease], end: float) -> tuple[list[Node | None], Answer]:
+        """Find the nodes of these leases: where they are known to be, else by their owners' names."""
+        known = [self.known_of(lease) for lease in leases]
+        first = [(one.contender, one.path) for one in known if one is not None]
+        read, answer = self.read(first, end)
+        of_path = {node.path: node for node in read if node is not None}
+        found = [None if one is None else of_path.get(one.path) for one in known]
+        missing = [index for index, node in enumerate(found) if node is None]
+        if not missing:
+            return found, answer
+        lines = self.lines((leases[index].key for index in missing), end)
+        candidates = [
+            (index, contender, self.path_of(leases[index].key, contender))
+            for index in missing
+            for contender in lines[leases[index].key].all_of(leases[index].owner)
+        ]
+        read, later = self.read([(contender, path) for _, contender, path in candidates], end)
+        for (index, _, _), node in zip(candidates, read, strict=True):
+            if node is not None and node.fence == leases[index].fence:
+                found[index] = node
+        return found, answer if len(missing) < len(leases) else later
+
+    def known_of(self, lease: Lease) -> Known | None:
+        """Return what is remembered of a lease."""
+        known = self.known.get((lease.key, lease.owner))
+        return known if known is not None and known.fence == lease.fence else None
+
+    # -- entering and leaving -----------------------------------------------------------------------------------------
+
+    def found(self, claim: Claim, end: float, *, waiting: float = 0.0) -> Entered | None:
+        """Make a key's own node and that of its first contender, in one step and one round trip.
+
+        Arguments:
+            claim: the first contender's.
+            end: monotonic time.
+            waiting: if it is to wait for a word of its own, the seconds for which the offer is kept for it.
+
+        Returns:
+            None if the key's node exists: somebody has the key, or waits for it; or such nodes are kept here.
+        """
+        if self.layout.shared:
+            return None
+        path, first = self.layout.lock(claim.key), self.layout.first_contender(claim)
+        data = packed(claim, self.session.ttl, waiting=waiting)
+        while True:
+            answer = self.session.exchange([requests.found(path, first, data)], end)
+            [made] = answer.replies
+            if not isinstance(made[0], NoNodeError):
+                break
+            # The very first lock of all.
+            self.session.exchange([requests.ensure(self.layout.locks)], end)
+        if any(isinstance(reply, Exception) for reply in made):
+            return None
+        line = Line([first.rpartition("/")[2]])
+        told = {"waiting": waiting} if waiting else {}
+        return Entered(Node(line.contenders[0], first, told, made.number, answer.session, 0), line, answer)
+
+    def enter(self, claim: Claim, end: float, *, waiting: float = 0.0) -> Entered | None:
+        """Make the node of another contender, and look where it stands, in one round trip.
+
+        Arguments:
+            claim: the contender's, which has no node.
+            end: monotonic time.
+            waiting: as for :meth:`found`.
+
+        Returns:
+            None if the key's own node is missing.
+        """
+        path, data = self.layout.lock(claim.key), packed(claim, self.session.ttl, waiting=waiting)
+        wanted = [requests.enter(self.layout.new_contender(claim), data), requests.children(path)]
+        answer = self.session.exchange(wanted, end)
+        made, names = answer.replies
+        if isinstance(made, NoNodeError):
+            if self.layout.shared:
+                self.session.exchange([requests.ensure(path)], end)
+            return None
+        if isinstance(names, KazooException):
+            raise ForceRetryError("the session ended in between")
+        where, stat = made
+        line, name = Line(names), where.rpartition("/")[2]
+        first = line.index_of(claim.owner)
+        if first is None or line.contenders[first].name != name:
+            # The owner has asked twice at the same time; the earlier node counts.
+            self.session.exchange([requests.delete(where)], end)
+            raise ForceRetryError("asked twice")
+        return Entered(Node.read(line.contenders[first], where, data, stat), line, answer)
+
+    def leave(self, wanted: Sequence[tuple[str, str]], end: float) -> list[bool]:
+        """Remove nodes, given their keys and paths, and those keys' own nodes where nobody is left.
+
+        Returns:
+            for each whether it was there.
+        """
+        if not wanted:
+            return []
+        replies = self.session.exchange([requests.delete(path) for _, path in wanted], end, self.clean(wanted)).replies
+        return [not isinstance(reply, KazooException) for reply in replies]
+
+    def clean(self, pairs: Iterable[tuple[str, str]]) -> Callable[[], None]:
+        """Return what removes keys' nodes where nobody is left, and waits for no answer."""
+        keys = [] if self.layout.shared else list(dict.fromkeys(key for key, _ in pairs))
+
+        def send() -> None:
+            for key in keys:
+                self.session.send(requests.delete(self.layout.lock(key)), self._removed(key, ""))
+
+        return send
+
+    # -- taking -------------------------------------------------------------------------------------------------------
+
+    def take(self, claim: Claim, node: Node, read: Answer, end: float) -> Lease:
+        """Turn the node of an owner that has a place into a lease of this session.
+
+        Arguments:
+            claim: the owner's.
+            node: its node.
+            read: the answer from which the node is known.
+            end: monotonic time.
+        """
+        own = node.session == self.session.id
+        if own and not node.waiting:
+            return self.granted(claim, node, read)
+        taken = node.taken()
+        if not own:
+            moved, answer = self.move(claim, taken, end)
+            if moved is None:
+                raise ForceRetryError("the node has changed")
+            return self.granted(claim, moved, answer)
+        answer = self.session.exchange([requests.put(node.path, taken.data(self.session.ttl), node.version)], end)
+        if isinstance(answer.replies[0], KazooException):
+            raise ForceRetryError("the node has changed")
+        return self.granted(claim, node, answer)
+
+    def move(self, claim: Claim | Lease, node: Node, end: float) -> tuple[Node | None, Answer]:
+        """Make a node of another session one of this session; None if it has changed or gone meanwhile."""
+        told = {**node.told, "fence": node.fence}
+        new = self.layout.anew(claim, node.contender)
+        data = replace(node, told=told).data(self.session.ttl)
+        answer = self.session.exchange([requests.replace(node.path, node.version, new, data)], end)
+        if any(isinstance(reply, Exception) for reply in answer.replies[0]):
+            return None, answer
+        contender = Line([new.rpartition("/")[2]]).contenders[0]
+        return Node(contender, new, told, node.fence, answer.session, 0), answer
+
+    def granted(self, claim: Claim, node: Node, answer: Answer, *, alone: bool = False) -> Lease:
+        """Return the lease for a node that has a place and was there when it was asked for."""
+        pair = (claim.key, claim.owner)
+        self.places.drop(*pair)
+        alone_since = answer.sent if alone else -math.inf
+        self.known.put(pair, Known(node.contender, node.path, node.fence, answer.session, alone_since))
+        deadline = deadline_of(answer.sent, answer.ttl)
+        return Lease(claim.key, claim.owner, node.fence, answer.ttl, deadline, claim.limit)
+
+    def confirmed(self, claim: Claim, place: Place, stat: Any, answer: Answer) -> Lease:
+        """Return the lease for a place whose node has just been written."""
+        fence = place.fence or stat.czxid
+        node = Node(place.contender, place.path, {}, fence, stat.ephemeralOwner, stat.version)
+        return self.granted(claim, node, answer)
+
+    def remember(self, lease: Lease, node: Node, answer: Answer) -> None:
+        """Remember where the node of a lease of this session is."""
+        self.known.put((lease.key, lease.owner), Known(node.contender, node.path, node.fence, answer.session))
+
+    # -- what is due --------------------------------------------------------------------------------------------------
+
+    def give_up_overdue(self) -> None:
+        """Give up the places of those who were silent for too long."""
+        if self.places.next_due() > time.monotonic():
+            return
+        with self.places.mutex:
+            for place in self.places.take_overdue(time.monotonic()):
+                self.session.send(requests.delete(place.path), self._removed(place.claim.key, place.claim.owner))
+                self.clean([(place.claim.key, "")])()
+
+    def care_for_places(self) -> None:
+        """Have the places looked at: one of them may be due now."""
+        if len(self.places):
+            self.caretaker.wake()
+
+    def sweep(self) -> None:
+        """Have overdue completion records removed, if it is time for that."""
+        if self.completions.sweep_at <= time.monotonic():
+            self.caretaker.wake()
+
+    def _removed(self, key: str, owner: str) -> Callable[[Any], None]:
+        """Return what looks at the answer to a removal; without one, it is owed."""
+
+        def then(result: Any) -> None:
+            if not isinstance(result.exception, (NoNodeError, NotEmptyError, type(None))):
+                self.owe([(key, owner)])
+
+        return then
+
+    def _care(self) -> float | None:
+        now = time.monotonic()
+        self.give_up_overdue()
+        if self.completions.sweep_at <= now and self.session.connected:
+            self.session.run(self.completions.sweep)
+        if self._debts and self.session.connected:
+            self._settle_debts()
+        due = self.places.next_due()
+        if self._debts:
+            due = min(due, now + _PAUSE)
+        return due if due < float("inf") or len(self.places) else None
+
+    def _settle_debts(self) -> None:
+        owed = list(self._debts)
+
+        def settle(end: float) -> None:
+            lines = self.lines((key for key, _ in owed), end)
+            with self._mutex:
+                # Whoever has asked again since is left alone; what is sent now is executed before what it asks next.
+                still = [pair for pair in owed if pair in self._debts]
+                for key, owner in still:
+                    for contender in lines[key].all_of(owner):
+                        self.session.send(requests.delete(self.path_of(key, contender)))
+                self.clean(still)()
+            # They were executed if this is answered.
+            self.session.exchange([self._sync], end)
+            with self._mutex:
+                self._debts.difference_update(still)
+
+        try:
+            self.session.run(settle)
+        except StoreUnavailable:
+            return
+
+    def _on_connected(self) -> None:
+        if self._debts or len(self.places):
+            self.caretaker.wake()
+        self._announce()
+
+    def _on_ended(self) -> None:
+        self.places.clear()
+
+    def _on_lost(self) -> None:
+        for callback in list(self.doubters):
+            callback()

@@ -1,0 +1,375 @@
+"""The line of those who wait, in ZooKeeper.
+
+Authority
+    The order of the nodes. A waiter is offered the key as soon as its node is among the first ones: whoever frees a
+    place does so by removing a node, and need not know who comes next. A lease it becomes by a word of the waiter's
+    own, which it writes into its node.
+
+How a waiter hears of it
+    Its process watches the nodes of whom one must go first (``Line.before``), as a rule the one in front of it. The
+    watch is set by reading that node: if it has gone in between there is nothing to read, and the line is looked at
+    again. So no going is missed. For the first waiter the event itself is the hint: whether it has a place now is seen
+    in the same round trip in which it is taken. (It has none if the node has not gone, but moved to another session.)
+
+What each failure does
+    * A waiter dies with its process: its place lasts as long as the session.
+    * A waiter is silent for ``claim_ttl``, or does not answer an offer: its process gives up its place (``places.py``).
+    * The connection is lost: the place stays. When it is back, the line is looked at again, and the gap is reported.
+    * The session ends: all places are gone. The next poll enters the waiters again, at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kazoo.exceptions import KazooException, NoNodeError
+from kazoo.protocol.states import EventType
+from kazoo.retry import ForceRetryError
+
+from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, deadline_of
+from celery_distlock.stores.base import Listener, Queueing
+from celery_distlock.stores.zookeeper import requests
+from celery_distlock.stores.zookeeper.completions import counts
+from celery_distlock.stores.zookeeper.contenders import Contenders, Entered
+from celery_distlock.stores.zookeeper.layout import Contender, Layout, Line
+from celery_distlock.stores.zookeeper.listener import ZooKeeperListener, listener_named, listeners_of
+from celery_distlock.stores.zookeeper.places import Place
+from celery_distlock.stores.zookeeper.record import packed
+
+__all__ = ["ZooKeeperQueueing"]
+
+
+class ZooKeeperQueueing(Queueing):
+    """The part of :class:`ZooKeeperStore` that deals with waiters."""
+
+    _layout: Layout
+    _ours: Contenders
+
+    if TYPE_CHECKING:
+
+        def _look(self, claim: Claim, end: float) -> tuple[Line, bool, Completed | None]: ...
+
+        def _take_again(self, claim: Claim, contender: Contender, end: float) -> Lease: ...
+
+        def _is_new(self, claim: Claim) -> bool: ...
+
+    def enqueue(
+        self, claim: Claim, *, listener: str = "", ticket: int | None = None
+    ) -> Lease | Ticket | Contended | Completed:
+        """Get the key, or join the line; see :meth:`Queueing.enqueue`. A ticket's number is of no use here.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+        self._ours.give_up_overdue()
+        ours, new = self._ours, self._is_new(claim)
+        if (claim.key, claim.owner) in ours.barred:
+            return Contended(claim.key)
+        blindly = new and claim.completion is None and ours.places.find(claim.key, claim.owner) is None
+
+        def work(end: float) -> Lease | Ticket | Contended | Completed:
+            nonlocal blindly
+            blind, blindly = blindly, False
+            return (self._enqueue_blindly(claim, listener, end) if blind else None) or self._enqueue(
+                claim, listener, end
+            )
+
+        return ours.run(work, [claim], owing=new)
+
+    def _enqueue_blindly(self, claim: Claim, listener: str, end: float) -> Lease | Ticket | None:
+        """Get the key or join the line without a look at it before; None if that must be looked at."""
+        ours = self._ours
+        entered = ours.found(claim, end)
+        if entered is not None:
+            return ours.granted(claim, entered.node, entered.answer, alone=True)
+        entered = ours.enter(claim, end, waiting=self.claim_ttl)
+        if entered is None:
+            return None
+        if entered.index < entered.line.placed:
+            return ours.take(claim, entered.node, entered.answer, end)
+        return self._ticket(self._keep(claim, entered, listener), entered.line, entered.index)
+
+    def _enqueue(self, claim: Claim, listener: str, end: float) -> Lease | Ticket | Contended | Completed:
+        ours = self._ours
+        missing = False
+        while True:
+            if missing and (entered := ours.found(claim, end)) is not None:
+                return ours.granted(claim, entered.node, entered.answer, alone=True)
+            line, missing, done = self._look(claim, end)
+            if done is not None:
+                return done
+            index = line.index_of(claim.owner)
+            if index is not None:
+                if index < line.placed:
+                    return self._take_again(claim, line.contenders[index], end)
+                return self._ticket(self._kept(claim, line.contenders[index], listener, end), line, index)
+            if missing and not self._layout.shared:
+                continue
+            entered = ours.enter(claim, end, waiting=0.0 if line.admits(claim.limit) else self.claim_ttl)
+            if entered is None:
+                continue
+            line, index = entered.line, entered.index
+            if index < line.placed:
+                return ours.take(claim, entered.node, entered.answer, end)
+            return self._ticket(self._keep(claim, entered, listener), line, index)
+
+    def _ticket(self, place: Place, line: Line, index: int) -> Ticket:
+        self._watch(place, line, index)
+        return Ticket(place.claim, place.number, index - line.placed)
+
+    def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
+        """Keep places in the line; see :meth:`Queueing.poll`. One that was gone is entered again at the end.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+        now = time.monotonic()
+        with self._ours.places.mutex:
+            # Before anybody is taken for gone: this may be the first call for a while.
+            for place in places:
+                kept = self._ours.places.find(place.key, place.owner)
+                if kept is not None:
+                    kept.heard = now
+        self._ours.give_up_overdue()
+        if not places:
+            return []
+        return self._ours.run(lambda end: self._poll(places, listener, end), [place.claim for place in places])
+
+    def _poll(self, places: Sequence[Ticket | Offer], listener: str, end: float) -> list[Ticket | Offer | None]:
+        ours = self._ours
+        lines = ours.lines((place.key for place in places), end)
+        found: list[Ticket | Offer | None] = []
+        for place in places:
+            claim, line = place.claim, lines[place.key]
+            if (claim.key, claim.owner) in ours.barred:
+                found.append(None)
+                continue
+            index, number = line.index_of(claim.owner), place.number
+            if index is None:
+                entered = self._enter_again(claim, end)
+                kept = self._keep(claim, entered, listener)
+                line, index, number = entered.line, entered.index, kept.number
+                lines[place.key] = line
+            else:
+                kept = self._kept(claim, line.contenders[index], listener, end)
+            if index < line.placed:
+                kept.guessed = False
+                found.append(Offer(claim, number, deadline_of(kept.offer(), kept.patience)))
+            else:
+                if kept.offered is not None:
+                    kept.no_offer()
+                self._watch(kept, line, index)
+                found.append(Ticket(claim, number, index - line.placed))
+        return found
+
+    def confirm(self, claims: Sequence[Claim]) -> list[Lease | Completed | None]:
+        """Turn offers into leases; see :meth:`Queueing.confirm`.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+        self._ours.give_up_overdue()
+        if not claims:
+            return []
+        with self._ours.places.mutex:
+            kept = [self._ours.places.find(claim.key, claim.owner) for claim in claims]
+            for place in kept:
+                if place is not None:
+                    place.confirming = True
+        try:
+            return self._ours.run(lambda end: self._confirm(claims, end), claims)
+        finally:
+            for place in kept:
+                if place is not None:
+                    place.confirming = False
+            self._ours.care_for_places()
+
+    def _confirm(self, claims: Sequence[Claim], end: float) -> list[Lease | Completed | None]:
+        ours = self._ours
+        found: list[Lease | Completed | None] = [None] * len(claims)
+        open_ones: list[int] = []
+        for index, done in enumerate(self._completed(claims, end)):
+            if done is not None:
+                found[index] = done
+                self._withdraw([claims[index]], end)
+            else:
+                open_ones.append(index)
+        quick = [(index, place) for index in open_ones if (place := self._offered(claims[index])) is not None]
+        if quick:
+            for index, lease in self._confirm_offered(claims, quick, end):
+                found[index] = lease
+        rest = [index for index in open_ones if found[index] is None]
+        if rest:
+            lines = ours.lines((claims[index].key for index in rest), end)
+            for index in rest:
+                line, claim = lines[claims[index].key], claims[index]
+                at = line.index_of(claim.owner)
+                if at is not None and at < line.placed:
+                    found[index] = self._take_again(claim, line.contenders[at], end)
+        return found
+
+    def _confirm_offered(
+        self, claims: Sequence[Claim], offered: Sequence[tuple[int, Place]], end: float
+    ) -> list[tuple[int, Lease]]:
+        """Write the word, and look where it makes the difference; without a place the word means nothing."""
+        ours = self._ours
+        asked: list[requests.Request] = []
+        for index, place in offered:
+            asked.append(requests.put(place.path, packed(claims[index], ours.session.ttl, fence=place.fence), 0))
+            if place.guessed:
+                asked.append(requests.children(self._layout.lock(place.claim.key)))
+        answer = ours.session.exchange(asked, end)
+        replies = iter(answer.replies)
+        leases = []
+        for index, place in offered:
+            stat, names = next(replies), next(replies) if place.guessed else ()
+            if isinstance(stat, KazooException):
+                continue
+            if place.guessed:
+                line = Line(names)
+                at = line.index_of(place.claim.owner)
+                if at is None or at >= line.placed:
+                    place.no_offer()
+                    if at is not None:
+                        self._watch(place, line, at)
+                    continue
+            leases.append((index, ours.confirmed(claims[index], place, stat, answer)))
+        return leases
+
+    def _completed(self, claims: Sequence[Claim], end: float) -> list[Completed | None]:
+        asked = [(i, claim.completion) for i, claim in enumerate(claims) if claim.completion is not None]
+        found: list[Completed | None] = [None] * len(claims)
+        if asked:
+            records = [requests.get(self._layout.completion(done)) for _, done in asked]
+            replies = self._ours.session.exchange(records, end).replies
+            for (index, done), reply in zip(asked, replies, strict=True):
+                if counts(reply):
+                    found[index] = Completed(claims[index].key, done.run)
+        return found
+
+    def _offered(self, claim: Claim) -> Place | None:
+        place = self._ours.places.find(claim.key, claim.owner)
+        return place if place is not None and place.offered is not None else None
+
+    def withdraw(self, claims: Sequence[Claim]) -> None:
+        """Leave the line; see :meth:`Queueing.withdraw`.
+
+        Raises:
+            StoreUnavailable: there was no answer. They leave as soon as there is one.
+        """
+        if claims:
+            waiting = [claim for claim in claims if self._is_new(claim)]
+            self._ours.run(lambda end: self._withdraw(waiting, end), waiting, owing=True)
+
+    def _withdraw(self, claims: Sequence[Claim], end: float) -> None:
+        ours = self._ours
+        places = [(claim, ours.places.drop(claim.key, claim.owner)) for claim in claims]
+        leaving = [(claim.key, place.path) for claim, place in places if place is not None]
+        unseen = [claim for claim, place in places if place is None]
+        if unseen:
+            lines = ours.lines((claim.key for claim in unseen), end)
+            wanted = [(claim.key, one) for claim in unseen for one in lines[claim.key].all_of(claim.owner)]
+            nodes, _ = ours.read([(one, ours.path_of(key, one)) for key, one in wanted], end)
+            for (key, one), node in zip(wanted, nodes, strict=True):
+                if node is not None and (node.waiting or one not in lines[key].holders):
+                    leaving.append((key, node.path))
+        ours.leave(leaving, end)
+
+    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+        """Start to listen; see :meth:`Queueing.listen`."""
+        listener = ZooKeeperListener(self._ours.session, on_offer, on_gap)
+        self._ours.session.begin()
+        if self._ours.session.connected:
+            on_gap()
+        return listener
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    def _enter_again(self, claim: Claim, end: float) -> Entered:
+        while True:
+            entered = self._ours.enter(claim, end, waiting=self.claim_ttl)
+            if entered is None:
+                entered = self._ours.found(claim, end, waiting=self.claim_ttl)
+            if entered is not None:
+                return entered
+
+    def _keep(self, claim: Claim, entered: Entered, listener: str) -> Place:
+        node = entered.node
+        place = Place(claim, node.contender, node.path, node.fence, listener, node.told.get("fence", 0), self.claim_ttl)
+        self._ours.places.keep(place)
+        self._ours.caretaker.wake()
+        return place
+
+    def _kept(self, claim: Claim, contender: Contender, listener: str, end: float) -> Place:
+        """Return the place of an owner whose node there is, and make it this process's."""
+        ours = self._ours
+        place = ours.places.find(claim.key, claim.owner)
+        if place is not None and place.contender == contender:
+            place.heard = time.monotonic()
+            place.listener = listener or place.listener
+            return place
+        [node], _ = ours.read([(contender, ours.path_of(claim.key, contender))], end)
+        if node is not None and node.session != ours.session.id:
+            node, _ = ours.move(claim, node, end)
+        if node is None:
+            raise ForceRetryError("the node has changed")
+        place = Place(claim, node.contender, node.path, node.fence, listener, node.told.get("fence", 0), self.claim_ttl)
+        if node.waiting:
+            ours.places.keep(place)
+            ours.caretaker.wake()
+        return place
+
+    # -- hints --------------------------------------------------------------------------------------------------------
+
+    def _watch(self, place: Place, line: Line, index: int) -> None:
+        """Have somebody look again when one of those goes who are in the way."""
+        if not place.listener or place.armed:
+            return
+        place.armed, place.next = True, line.is_next(index)
+        again = partial(self._look_again, place)
+        for contender in line.before(index):
+            path = self._ours.path_of(place.claim.key, contender)
+            self._ours.session.send(requests.get(path, again), partial(self._watching, place))
+
+    def _watching(self, place: Place, result: Any) -> None:
+        if isinstance(result.exception, NoNodeError):
+            self._look_again(place)
+
+    def _look_again(self, place: Place, event: Any = None) -> None:
+        place.armed = False
+        if self._ours.places.find(place.claim.key, place.claim.owner) is not place:
+            return
+        if event is not None and event.type == EventType.DELETED and place.next:
+            place.guessed = True
+            self._offer(place)
+        else:
+            path = self._layout.lock(place.claim.key)
+            self._ours.session.send(requests.children(path), partial(self._looked, place))
+
+    def _looked(self, place: Place, result: Any) -> None:
+        if result.exception is not None:
+            return
+        line = Line(result.value)
+        index = line.index_of(place.claim.owner)
+        if index is not None and index >= line.placed:
+            self._watch(place, line, index)
+        elif index is not None:
+            place.guessed = False
+            self._offer(place)
+
+    def _offer(self, place: Place) -> None:
+        place.offer()
+        self._ours.caretaker.wake()
+        listener = listener_named(place.listener)
+        if listener is not None:
+            listener.on_offer(place.claim.key, place.claim.owner)
+
+    def _on_connected(self) -> None:
+        for place in self._ours.places.all():
+            if place.listener:
+                self._look_again(place)
+        for listener in listeners_of(self._ours.session):
+            listener.on_gap()

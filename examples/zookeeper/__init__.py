@@ -1,0 +1,1 @@
+"""Four classic ZooKeeper locks, each with its equivalent: ``python -m examples.zookeeper.turns`` and so on."""

@@ -1,0 +1,607 @@
+"""What the ZooKeeper store promises beyond the contract, seen from behind its back."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from kazoo.exceptions import NoNodeError
+
+from celery_distlock.errors import StoreUnavailable
+from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Offer, Renewal, Ticket, new_owner
+from celery_distlock.stores.zookeeper import ZooKeeperStore, requests
+from celery_distlock.stores.zookeeper import queueing as zookeeper_queueing
+from celery_distlock.stores.zookeeper.completions import Completions
+from celery_distlock.testing.contract import at_once
+from tests.stores.zookeeper import client_of, expire_session
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+from tests.support.zookeeper_server import ZooKeeperServer
+
+StartProxy = Callable[[ZooKeeperServer], Proxy]
+OpenStore = Callable[..., ZooKeeperStore]
+
+
+class Behind:
+    """The nodes of a chroot: what tests look at and tamper with."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    def names(self, path: str) -> list[str]:
+        self.client.sync(path)
+        try:
+            return sorted(self.client.get_children(path))
+        except NoNodeError:
+            return []
+
+    def keys(self) -> list[str]:
+        return self.names("/distlock/locks")
+
+    def contenders(self, key: str = "k") -> list[str]:
+        """Return paths, in order."""
+        names = self.names(f"/distlock/locks/{key}")
+        return [f"/distlock/locks/{key}/{name}" for name in sorted(names, key=lambda name: name[-10:])]
+
+    def told(self, path: str) -> Mapping[str, Any]:
+        data: Mapping[str, Any] = json.loads(self.client.get(path)[0])
+        return data
+
+    def session_of(self, path: str) -> int:
+        return int(self.client.get(path)[1].ephemeralOwner)
+
+
+@pytest.fixture
+def open_zookeeper(zookeeper_url: str) -> Iterator[OpenStore]:
+    """A factory of stores, each with a session of its own; closed at the test's end."""
+    with ExitStack() as stack:
+
+        def make(url: str = zookeeper_url, **options: Any) -> ZooKeeperStore:
+            return stack.enter_context(closing(ZooKeeperStore(url, **options)))
+
+        yield make
+
+
+@pytest.fixture
+def store(open_zookeeper: OpenStore) -> ZooKeeperStore:
+    return open_zookeeper()
+
+
+@pytest.fixture
+def other(open_zookeeper: OpenStore) -> ZooKeeperStore:
+    return open_zookeeper()
+
+
+@pytest.fixture
+def behind(zookeeper_server: ZooKeeperServer, zookeeper_url: str) -> Iterator[Behind]:
+    with zookeeper_server.client("/" + zookeeper_url.rpartition("/")[2]) as client:
+        yield Behind(client)
+
+
+def claim(key: str = "k", owner: str | None = None, **more: Any) -> Claim:
+    return Claim(key, owner or new_owner(), 30.0, **more)
+
+
+def granted(store: ZooKeeperStore, key: str = "k", owner: str | None = None, **more: Any) -> Lease:
+    answer = store.acquire(claim(key, owner, **more))
+    assert isinstance(answer, Lease), answer
+    return answer
+
+
+def session_of(store: ZooKeeperStore) -> int:
+    return int(client_of(store).client_id[0])
+
+
+# Nothing is left.
+
+
+def test_a_thousand_locks_over_a_thousand_keys_leave_no_node(store: ZooKeeperStore, behind: Behind) -> None:
+    leases = [granted(store, f"k{number}") for number in range(1000)]
+    assert len(behind.keys()) == 1000
+    assert store.release(leases) == [True] * 1000
+    store.holders("the last requests have been executed")
+    assert behind.keys() == []
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_locks_over_as_many_keys_leave_no_node(store: ZooKeeperStore, behind: Behind) -> None:
+    for number in range(100_000):
+        store.release([granted(store, f"k{number}")])
+    store.holders("the last requests have been executed")
+    assert behind.keys() == []
+
+
+def test_those_who_waited_in_vain_leave_no_node(store: ZooKeeperStore, behind: Behind) -> None:
+    lease = granted(store)
+    places = [store.enqueue(claim()) for _ in range(5)]
+    assert isinstance(store.acquire(claim()), Contended)
+    store.withdraw([place.claim for place in places if isinstance(place, Ticket)])
+    assert len(behind.contenders()) == 1
+    store.release([lease])
+    store.holders("k")
+    assert behind.keys() == []
+
+
+def test_contenders_that_come_and_go_at_once_make_the_keys_node_anew(store: ZooKeeperStore, behind: Behind) -> None:
+    """Whoever comes when the last one has just removed it."""
+
+    def come_and_go() -> None:
+        for _ in range(40):
+            answer = store.acquire(claim())
+            if isinstance(answer, Lease):
+                assert store.release([answer]) == [True]
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    store.holders("k")
+    assert behind.keys() == []
+
+
+# A try that comes too late writes nothing.
+
+
+def test_a_contended_try_leaves_the_tree_alone(store: ZooKeeperStore, other: ZooKeeperStore, behind: Behind) -> None:
+    granted(store)
+    before = behind.client.exists("/distlock/locks/k")
+    assert isinstance(other.acquire(claim()), Contended)
+    assert behind.client.exists("/distlock/locks/k") == before
+
+
+def test_trying_again_and_again_costs_no_transaction(
+    store: ZooKeeperStore, other: ZooKeeperStore, zookeeper_server: ZooKeeperServer
+) -> None:
+    granted(store)
+    assert isinstance(other.acquire(claim()), Contended)
+
+    def zxid() -> str:
+        return next(line for line in zookeeper_server.command("srvr").splitlines() if line.startswith("Zxid"))
+
+    before = zxid()
+    for _ in range(10):
+        assert isinstance(other.acquire(claim()), Contended)
+    assert zxid() == before
+
+
+# Fences.
+
+
+def test_a_fence_is_the_number_of_the_transaction_that_made_the_node(store: ZooKeeperStore, behind: Behind) -> None:
+    lease = granted(store)
+    [path] = behind.contenders()
+    assert behind.client.exists(path).czxid == lease.fence
+
+
+def test_fences_grow_although_a_waiter_moves_to_another_session(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
+    lease = granted(store)
+    first, second = (store.enqueue(claim()) for _ in range(2))
+    assert isinstance(first, Ticket)
+    assert isinstance(second, Ticket)
+    other.poll([first])
+    fences = [lease.fence]
+    for place in (first, second):
+        store.release([lease])
+        other.poll([place])
+        [answer] = other.confirm([place.claim])
+        assert isinstance(answer, Lease)
+        lease = answer
+        fences.append(lease.fence)
+    assert fences == sorted(set(fences))
+
+
+# Whose session a lease depends on.
+
+
+def test_renewing_moves_a_lease_to_the_session_of_who_renews(
+    store: ZooKeeperStore, other: ZooKeeperStore, behind: Behind
+) -> None:
+    lease = granted(store, record={"task": "shop.charge"})
+    assert behind.session_of(*behind.contenders()) == session_of(store)
+    assert other.renew([lease]) == [Renewal.HELD]
+    [path] = behind.contenders()
+    assert behind.session_of(path) == session_of(other)
+    [holder] = store.holders("k")
+    assert (holder["fence"], holder["owner"], holder["task"]) == (lease.fence, lease.owner, "shop.charge")
+
+
+def test_a_lease_that_moved_outlives_the_session_that_acquired_it(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
+    lease = granted(store)
+    other.renew([lease])
+    store.close()
+    assert other.renew([lease]) == [Renewal.HELD]
+    assert isinstance(store.acquire(claim()), Contended)
+
+
+def test_a_lease_moves_once_and_not_with_each_renewal(
+    store: ZooKeeperStore, other: ZooKeeperStore, behind: Behind
+) -> None:
+    lease = granted(store)
+    other.renew([lease])
+    before = behind.contenders()
+    other.renew([lease])
+    assert behind.contenders() == before
+
+
+def test_a_lease_that_moved_keeps_its_place_before_who_waits(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
+    lease = granted(store)
+    place = store.enqueue(claim())
+    assert isinstance(place, Ticket)
+    assert other.renew([lease]) == [Renewal.HELD]
+    assert isinstance(store.poll([place])[0], Ticket)
+    assert isinstance(store.acquire(claim()), Contended)
+    assert other.release([lease]) == [True]
+    assert isinstance(store.poll([place])[0], Offer)
+
+
+def test_who_acquired_may_release_although_the_lease_has_moved(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
+    lease = granted(store)
+    other.renew([lease])
+    assert store.release([lease]) == [True]
+    assert other.renew([lease]) == [Renewal.GONE]
+
+
+def test_a_release_on_a_connection_that_must_be_made_anew_finds_the_lease_that_has_moved(
+    store: ZooKeeperStore, other: ZooKeeperStore, behind: Behind
+) -> None:
+    """As after a body that kept the interpreter to itself."""
+    lease = granted(store)
+    other.renew([lease])
+    connection = client_of(store)._connection
+    connection._asked = 0.0
+    connection._heard.clear()
+    assert store.release([lease]) == [True]
+    assert behind.contenders() == []
+
+
+def test_one_who_moved_an_older_lease_of_the_owner_does_not_release_the_new_one(
+    store: ZooKeeperStore, other: ZooKeeperStore
+) -> None:
+    old = granted(store, owner="me")
+    store.release([old])
+    new = granted(store, owner="me")
+    assert other.release([old]) == [False]
+    assert other.renew([old]) == [Renewal.GONE]
+    assert store.renew([new]) == [Renewal.HELD]
+
+
+def test_the_main_process_releases_for_a_child_at_once(
+    store: ZooKeeperStore, other: ZooKeeperStore, behind: Behind
+) -> None:
+    lease = granted(store)
+    assert other.release([lease]) == [True]
+    assert behind.contenders() == []
+
+
+def test_an_owner_that_asks_in_several_threads_has_one_node(store: ZooKeeperStore, behind: Behind) -> None:
+    granted(store, limit=2)
+    wish = claim(limit=2)
+    answers = at_once(8, lambda _: store.acquire(wish))
+    assert len({answer.fence for answer in answers}) == 1
+    assert len(behind.contenders()) == 2
+
+
+# Answers that are lost.
+
+
+def through(between: Proxy, url: str, **query: Any) -> str:
+    chroot = url.rpartition("/")[2]
+    return f"zookeeper://{between.host}:{between.port}/{chroot}?" + "&".join(f"{k}={v}" for k, v in query.items())
+
+
+@pytest.mark.parametrize("fault", ["swallow_reply", "swallow_request"])
+@pytest.mark.parametrize("contended", [False, True], ids=["free", "with waiters"])
+def test_an_acquire_whose_answer_was_lost_is_executed_once(
+    zookeeper_server: ZooKeeperServer,
+    zookeeper_url: str,
+    proxy: StartProxy,
+    open_zookeeper: OpenStore,
+    behind: Behind,
+    fault: str,
+    contended: bool,
+) -> None:
+    between = proxy(zookeeper_server)
+    store = open_zookeeper(through(between, zookeeper_url))
+    limit = 1
+    if contended:
+        limit = 2
+        granted(store, limit=2)
+    store.holders("k")
+    happened = getattr(between, fault)(b"__lock__")
+    lease = granted(store, limit=limit)
+    happened.wait()
+    assert len(behind.contenders()) == limit
+    assert store.renew([lease]) == [Renewal.HELD]
+
+
+@pytest.mark.parametrize("fault", ["swallow_reply", "swallow_request"])
+def test_a_release_whose_answer_was_lost_is_true(
+    zookeeper_server: ZooKeeperServer,
+    zookeeper_url: str,
+    proxy: StartProxy,
+    open_zookeeper: OpenStore,
+    behind: Behind,
+    fault: str,
+) -> None:
+    between = proxy(zookeeper_server)
+    store = open_zookeeper(through(between, zookeeper_url))
+    lease = granted(store)
+    happened = getattr(between, fault)(b"__lock__")
+    assert store.release([lease]) == [True]
+    happened.wait()
+    assert behind.contenders() == []
+
+
+def test_an_acquire_that_nobody_waits_for_any_more_is_undone(
+    private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
+) -> None:
+    server = private_zookeeper()
+    store = open_zookeeper(f"{server.fresh_chroot()}?timeout=1&session_timeout=20")
+    store.release([granted(store)])
+    server.freeze()
+    with pytest.raises(StoreUnavailable):
+        store.acquire(claim())
+    server.thaw()
+    eventually(lambda: not store._ours._debts, 10, "the debt to be settled")
+    assert store.holders("k") == []
+    assert isinstance(store.acquire(claim()), Lease)
+
+
+def test_a_release_that_was_never_sent_is_made_up_for(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
+) -> None:
+    """Its session goes on, so nothing else would ever free the key."""
+    between = proxy(zookeeper_server)
+    store, other = open_zookeeper(through(between, zookeeper_url, timeout=1, session_timeout=60)), open_zookeeper()
+    lease = granted(store)
+    between.refuse()
+    between.cut()
+    with pytest.raises(StoreUnavailable):
+        store.release([lease])
+    assert isinstance(other.acquire(claim()), Contended)
+    between.accept()
+    wish = claim()
+    eventually(lambda: isinstance(other.acquire(wish), Lease), 15, "the key")
+
+
+def test_who_asks_again_after_silence_is_not_robbed_of_its_lease(
+    private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The debt of the first try is not collected from the second."""
+    server = private_zookeeper()
+    store = open_zookeeper(f"{server.fresh_chroot()}?timeout=1&session_timeout=20")
+    wish = claim()
+    store.release([granted(store)])
+    # It is to be late.
+    monkeypatch.setattr(store._ours.caretaker, "wake", lambda: None)
+    server.freeze()
+    with pytest.raises(StoreUnavailable):
+        store.acquire(wish)
+    assert store._ours._debts
+    server.thaw()
+    lease = eventually(lambda: _answer(store, wish), 10, "a lease")
+    assert isinstance(lease, Lease)
+    store._ours._settle_debts()
+    assert store.renew([lease]) == [Renewal.HELD]
+
+
+def _answer(store: ZooKeeperStore, wish: Claim) -> Lease | None:
+    try:
+        answer = store.acquire(wish)
+    except StoreUnavailable:
+        return None
+    assert isinstance(answer, Lease)
+    return answer
+
+
+# Sessions.
+
+
+def test_a_lease_has_the_ttl_of_the_session_that_was_negotiated(open_zookeeper: OpenStore, zookeeper_url: str) -> None:
+    """The tests' servers grant two ticks of 0.2 s at least, and 60 s at most; half of a session is relied upon."""
+    assert granted(open_zookeeper(f"{zookeeper_url}?session_timeout=0.01"), "short").ttl == pytest.approx(0.2)
+    assert granted(open_zookeeper(f"{zookeeper_url}?session_timeout=600"), "long").ttl == pytest.approx(30.0)
+
+
+def test_the_end_of_a_session_is_the_loss_of_all_its_leases(
+    store: ZooKeeperStore, zookeeper_server: ZooKeeperServer
+) -> None:
+    leases = [granted(store, f"k{number}") for number in range(3)]
+    expire_session(zookeeper_server, store)
+    assert store.renew(leases) == [Renewal.LOST] * 3
+    assert store.holders() == []
+    again = granted(store, "k0")
+    assert store.renew([leases[0], again]) == [Renewal.LOST, Renewal.HELD]
+
+
+def test_a_lease_is_not_said_to_be_held_by_a_server_with_shorter_sessions(
+    open_zookeeper: OpenStore, zookeeper_url: str
+) -> None:
+    """The holder reckons with the ttl that its lease was granted with."""
+    lease = granted(open_zookeeper(f"{zookeeper_url}?session_timeout=20"))
+    with pytest.raises(StoreUnavailable, match="relies on sessions for 1 s"):
+        open_zookeeper(f"{zookeeper_url}?session_timeout=2").renew([lease])
+
+
+def test_a_silent_server_is_an_error_in_time(
+    private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
+) -> None:
+    server = private_zookeeper()
+    store = open_zookeeper(f"{server.fresh_chroot()}?timeout=0.5")
+    lease = granted(store)
+    server.freeze()
+    for ask in (
+        lambda: store.acquire(claim("k2")),
+        lambda: store.renew([lease]),
+        lambda: store.holders(),
+        lambda: store.enqueue(claim("k2")),
+        lambda: store.release([lease]),
+    ):
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            ask()
+        assert time.monotonic() - began < 1.5
+    server.thaw()
+
+
+def test_a_server_that_is_not_there_is_an_error_in_time_and_found_when_it_is(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
+) -> None:
+    between = proxy(zookeeper_server)
+    between.refuse()
+    store = open_zookeeper(through(between, zookeeper_url, timeout=0.5))
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="no connection in time"):
+        store.acquire(claim())
+    assert time.monotonic() - began < 1.5
+    between.accept()
+    lease = eventually(lambda: _answer(store, claim("another")), 10, "a lease")
+    assert isinstance(lease, Lease)
+
+
+def test_closing_gives_everything_back_at_once(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
+    granted(store)
+    store.close()
+    granted(other)
+
+
+# The line.
+
+
+def test_a_predecessor_that_goes_before_it_is_watched_is_not_missed(
+    store: ZooKeeperStore, other: ZooKeeperStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = granted(other)
+    ask = requests.get
+
+    def go_first(path: str, watch: Any = None) -> Any:
+        if watch is not None:
+            other.release([lease])
+        return ask(path, watch)
+
+    monkeypatch.setattr(zookeeper_queueing.requests, "get", go_first)
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        assert heard.wait(5)
+        assert isinstance(store.confirm([place.claim])[0], Lease)
+
+
+def test_one_who_leaves_wakes_one_and_not_the_herd(store: ZooKeeperStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.claim_ttl = 30.0
+    lease = granted(store)
+    looks: list[str] = []
+    look_again = ZooKeeperStore._look_again
+
+    def counted(self: Any, place: Any, event: Any = None) -> None:
+        looks.append(place.claim.owner)
+        look_again(self, place, event)
+
+    monkeypatch.setattr(ZooKeeperStore, "_look_again", counted)
+    heard: list[str] = []
+    with closing(store.listen(lambda key, owner: heard.append(owner))) as listener:
+        places = [store.enqueue(claim(), listener=listener.name) for _ in range(20)]
+        store.release([lease])
+        eventually(lambda: heard, 5, "a hint")
+        assert isinstance(places[0], Ticket)
+        assert heard == looks == [places[0].owner]
+
+
+def test_a_waiter_is_not_taken_in_by_a_lease_that_moves(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
+    """The node of the holder goes, and comes back under another name: the hint comes too soon."""
+    lease = granted(store)
+    hints: list[float] = []
+    with closing(store.listen(lambda key, owner: hints.append(time.monotonic()))) as listener:
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        assert other.renew([lease]) == [Renewal.HELD]
+        eventually(lambda: hints, 5, "the hint")
+        assert store.confirm([place.claim]) == [None]
+        assert isinstance(store.poll([place])[0], Ticket)
+        assert other.release([lease]) == [True]
+        eventually(lambda: len(hints) > 1, 5, "the second hint")
+        [answer] = store.confirm([place.claim])
+        assert isinstance(answer, Lease)
+        assert store.renew([answer]) == [Renewal.HELD]
+
+
+def test_hints_are_heard_again_after_the_connection_was_lost(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
+) -> None:
+    between = proxy(zookeeper_server)
+    store, other = open_zookeeper(through(between, zookeeper_url)), open_zookeeper()
+    lease = granted(other)
+    heard, gaps = threading.Event(), []
+    with closing(store.listen(lambda key, owner: heard.set(), lambda: gaps.append(1))) as listener:
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        before = len(gaps)
+        between.cut()
+        eventually(lambda: len(gaps) > before, 10, "the gap")
+        other.release([lease])
+        assert heard.wait(5)
+
+
+def test_hints_are_heard_again_although_the_first_look_after_it_was_lost_too(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
+) -> None:
+    between = proxy(zookeeper_server)
+    store, other = open_zookeeper(through(between, zookeeper_url)), open_zookeeper()
+    lease = granted(other)
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        store.claim_ttl = 30.0
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        look = between.swallow_reply(b"/distlock/locks/k")
+        between.cut()
+        look.wait()
+        eventually(lambda: store._ours.session.connected, 10, "a connection")
+        other.release([lease])
+        assert heard.wait(5)
+
+
+def test_with_several_places_any_of_the_holders_may_make_room(store: ZooKeeperStore) -> None:
+    leases = [granted(store, limit=3) for _ in range(3)]
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        store.enqueue(claim(limit=3), listener=listener.name)
+        store.release([leases[0]])
+        assert heard.wait(5)
+
+
+# Completion records.
+
+
+def test_overdue_completion_records_are_swept_and_others_kept(store: ZooKeeperStore, behind: Behind) -> None:
+    kept, overdue = Completion("k", "kept", 30.0), Completion("k", "overdue", 0.001)
+    for record in (kept, overdue):
+        store.release([granted(store)], [record])
+    eventually(lambda: store._ours.completions.sweep_at > time.monotonic(), 5, "the first sweep")
+    store._ours.completions.sweep_at = 0.0
+    store._ours.sweep()
+    eventually(lambda: len(behind.names("/distlock/done")) == 1, 5, "one record")
+    assert store.acquire(claim(completion=kept)) == Completed("k", "kept")
+
+
+def test_a_release_leaves_its_record_in_the_same_transaction(
+    store: ZooKeeperStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Completion("k", "first", 30.0)
+    store.release([granted(store)], [first])
+
+    def no_second_step(*args: Any) -> None:
+        raise AssertionError("written in a second step")
+
+    monkeypatch.setattr(Completions, "write", no_second_step)
+    second = Completion("k", "second", 30.0)
+    assert store.release([granted(store)], [second]) == [True]
+    assert len(behind.names("/distlock/done")) == 2

@@ -1,0 +1,32 @@
+"""What tests do behind the back of a ZooKeeper store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.zookeeper import ZooKeeperStore
+from tests.support.waiting import eventually
+from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
+from tests.support.zookeeper_server import ZooKeeperServer
+
+__all__ = ["SHORT_SESSION", "client_of", "expire_session"]
+
+#: Seconds. The shortest session time-out that the tests' servers grant is two ticks, 0.4 s.
+SHORT_SESSION = 0.6
+
+
+def client_of(store: LockStore) -> Any:
+    """Return the kazoo client of a store that is connected."""
+    assert isinstance(store, ZooKeeperStore)
+    client = store._ours.session._client
+    assert client is not None
+    return client
+
+
+def expire_session(server: ZooKeeperServer | ZooKeeperEnsemble, store: LockStore) -> None:
+    """End a store's session, as the server does when its time is over, and wait until the client knows."""
+    client = client_of(store)
+    old = client.client_id[0]
+    server.expire(client)
+    eventually(lambda: client.client_id is not None and client.client_id[0] != old, 10, "another session")
