@@ -50,7 +50,7 @@ class Script:
         self.name = name
         own = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         self.body = _source("prelude") + b"\n" + own
-        self._sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
+        self.sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
         self.load = command(b"SCRIPT", b"LOAD", self.body)
         self._heads: dict[tuple[int, int], bytes] = {}
 
@@ -68,7 +68,7 @@ class Script:
         return head + packed + rest if extra is None else head + packed + bulk(extra) + rest
 
     def _head(self, keys: int, arguments: int) -> bytes:
-        head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self._sha) + bulk(b"%d" % keys))
+        head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self.sha) + bulk(b"%d" % keys))
         self._heads[keys, arguments] = head
         return head
 
