@@ -158,16 +158,16 @@ def _acquire(
     if handed is not None and handed.key == key and handed.remaining > 0:
         # It waited in the main process, which was granted the key in its place.
         return _granted(task, request, store, handed, cell, run)
-    claim = Claim(
-        key,
-        owner,
-        options.ttl,
-        limit_of(task, options, args, kwargs),
-        record_of(task, run),
-        completion_of(task, key, run) if task.acks_late and is_redelivered(request) else None,
-    )
-    if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
+    limit = limit_of(task, options, args, kwargs)
+    redelivered = is_redelivered(request)
+    if cell is not None and not cell.asking(key, owner, options.ttl, limit):
+        if not cell.belongs_to(owner):
+            # The main process has given us up, with what it held under this name, since it lost its connection: the
+            # broker has delivered the message again, and that may be done by now.
+            owner, redelivered = new_owner(), True
         cell = None
+    completion = completion_of(task, key, run) if task.acks_late and redelivered else None
+    claim = Claim(key, owner, options.ttl, limit, record_of(task, run), completion)
     answer: Lease | Contended | Completed
     if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
         # With places left, the store would grant the copy of a running message one of its own.
@@ -177,7 +177,7 @@ def _acquire(
         answer = ask(store, claim) if number is None else ask_with_ticket(store, claim, number)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
         answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer)
-    if isinstance(answer, Contended) and is_redelivered(request) and has_copy(run, answer.holders):
+    if isinstance(answer, Contended) and redelivered and has_copy(run, answer.holders):
         if cell is not None:
             cell.refused()
         answer = settle_copy(task, request, store, claim, run, answer)

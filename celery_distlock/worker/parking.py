@@ -17,12 +17,16 @@ A parked task, and the thread in which it happens::
                                        │                  handed over (lease)
     run: cell GRANTED, to the pool ◀───┼───────────────────────────┘
                                        └─ no slot: the place is declined, and with it those of all others of this key
-    climb: the first one joins the  ◀──┘   that are parked here; they keep their tickets
+    climb: the first one joins the  ◀──┘   that are parked here; they are aside, and keep their tickets
     pool's own line, and asks again
     when it has got there; then the
     others stand in line again
 
-So a lock is never held by a task that cannot start, and first in, first out holds among those that can.
+So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
+up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
+
+An owner that has left the line does not come back: a question under its name may be under way, or the release of what
+it was granted. Who is back in line has a new one.
 
 What each failure does
     * A hint is lost: the next poll brings the offer.
@@ -36,6 +40,8 @@ What each failure does
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import math
 import os
@@ -52,8 +58,7 @@ from celery.app.trace import TraceInfo
 from celery.worker import state
 
 from celery_distlock.errors import LockTimeout, StoreUnavailable, describe
-from celery_distlock.held import give_back
-from celery_distlock.lease import Claim, Lease, Ticket
+from celery_distlock.lease import Claim, Lease, Ticket, new_owner
 from celery_distlock.line import Line, Waiter, enter
 from celery_distlock.options import LockOptions, store_settings
 from celery_distlock.signals import lock_parked, lock_woken
@@ -78,6 +83,9 @@ _RETRY_PAUSE = 0.2
 #: Seconds that the worker's end waits until the store knows.
 _FAREWELL = 1.0
 
+#: A store and a key in it.
+_Group = tuple[Any, str]
+
 
 class Waited(NamedTuple):
     """What a request has that was parked, when it is handed to the pool.
@@ -99,6 +107,8 @@ class _Parked(Waiter):
     def __init__(self, parking: Parking, request: Any, wish: Wish, options: LockOptions) -> None:
         super().__init__(wish.claim)
         self.parking = parking
+        #: Whether it has left the line, until another of its key, parked here, has got a slot.
+        self.aside = False
         self.request = request
         self.store = request.task._lock_store
         self.number = wish.number
@@ -110,16 +120,25 @@ class _Parked(Waiter):
         self.late_at = math.inf if options.timeout is None else _monotonic(wish.since + options.timeout)
         self.leaves_at = _last_moment(request)
         self.expires_at = math.inf if request.expires is None else _monotonic(_timestamp(request.expires))
-        #: What follows once its place has been given up.
-        self.then: Callable[[], None] | None = None
+        #: What follows once its place has been given up, at most once.
+        self.then: list[Callable[[], None]] = []
         self.line: Line = enter(self.store, self)
 
+    def anew(self) -> _Parked:
+        """Return the same under another owner, in line again with its ticket if it has one."""
+        new = copy.copy(self)
+        Waiter.__init__(new, replace(self.claim, owner=new_owner()))
+        new.aside, new.then = False, []
+        if new.number is not None:
+            new.place = Ticket(new.claim, new.number, 0)
+        new.line = enter(new.store, new)
+        return new
+
     def left(self) -> None:
-        """Go on with what follows."""
+        """Go on with what follows. Called in several threads, perhaps."""
         super().left()
-        then, self.then = self.then, None
-        if then is not None:
-            self.parking.soon(then)
+        with contextlib.suppress(IndexError):
+            self.parking.soon(self.then.pop())
 
     @property
     def position(self) -> int | None:
@@ -152,9 +171,8 @@ class Parking:
         self._parked: dict[str, _Parked] = {}
         self._handed: dict[str, Lease] = {}
         self._offers: deque[_Parked] = deque()
-        # Requests that stand in the pool's own line for others of the same key, which are not in the store's meanwhile.
-        self._climbers: dict[int, tuple[Any, str]] = {}
-        self._aside: dict[tuple[Any, str], dict[str, _Parked]] = {}
+        # Requests that stand in the pool's own line for others of the same key, which are aside meanwhile.
+        self._climbers: dict[int, _Group] = {}
         #: When the parked are looked at next (monotonic).
         self._watch_at = math.inf
         self._closed = False
@@ -188,7 +206,7 @@ class Parking:
                 "since": parked.parked_at,
                 "holder": parked.holder and describe(parked.holder),
             }
-            for parked in self._all()
+            for parked in sorted(self._all(), key=lambda parked: parked.parked_at)
         ]
 
     def _all(self) -> list[_Parked]:
@@ -204,31 +222,30 @@ class Parking:
 
     # -- the consumer's thread ----------------------------------------------------------------------------------------
 
-    def drop_all(self) -> None:
-        """Give up all places: the broker delivers what is parked again, somewhere."""
-        for parked in self._all():
-            if not self._is_aside(parked):
-                parked.line.leave(parked)
-            if state.requests.get(parked.request.id) is parked.request:
-                del state.requests[parked.request.id]
+    def drop_all(self) -> list[_Parked]:
+        """Give up all places: the broker delivers what is parked again, somewhere. Return who is leaving."""
+        leaving = self._all()
         self._parked.clear()
         self._climbers.clear()
-        self._aside.clear()
+        for parked in leaving:
+            if not parked.aside:
+                parked.line.leave(parked)
+            self._give_back(parked)
+            if state.requests.get(parked.request.id) is parked.request:
+                del state.requests[parked.request.id]
         # Some versions of the worker forget their timers with the connection.
         self._watch_at = math.inf
+        return leaving
 
     def close(self) -> None:
         """Park nothing more: the worker is shutting down."""
         self._closed = True
-        leaving = [parked for parked in self._all() if not self._is_aside(parked)]
-        self.drop_all()
         give_up = time.monotonic() + _FAREWELL
-        for parked in leaving:
+        for parked in self.drop_all():
             parked.gone.wait(max(0.0, give_up - time.monotonic()))
 
     def _park(self, request: Any, wish: Wish, options: LockOptions) -> None:
-        if self._closed or request.generation != self._warden.generation:
-            # The broker has it back.
+        if self._is_over(request):
             return
         put_aside(request)
         if request.revoked():
@@ -241,7 +258,11 @@ class Parking:
             self._shelf.run(request)
             return
         state.requests[request.id] = request
-        parked = self._parked[wish.claim.owner] = _Parked(self, request, wish, options)
+        parked = _Parked(self, request, wish, options)
+        if self._is_over(request):
+            # In a greenlet: meanwhile.
+            return
+        self._parked[wish.claim.owner] = parked
         log.info(
             "Task %s[%s] waits for lock %r, held by %s",
             request.name,
@@ -252,10 +273,10 @@ class Parking:
         )
         lock_parked.send(sender=request.task, task_id=request.id, key=wish.claim.key, reason="wait")
         request.send_event("task-parked", key=wish.claim.key)
-        if parked.group in self._aside:
+        if parked.group in list(self._climbers.values()):
             # The others of its key have left the line until a slot is free.
-            parked.line.forget(parked)
-            self._aside[parked.group][wish.claim.owner] = parked
+            parked.aside = True
+            parked.line.leave(parked)
         else:
             parked.line.call(partial(self._enqueue, parked))
         self._watch_by(parked.ends_at)
@@ -297,25 +318,21 @@ class Parking:
 
     def _leave(self, parked: _Parked, then: Callable[[], None] | None = None) -> None:
         """Take a request off the shelf, and give up its place; after that, go on with ``then``."""
-        in_line = not self._is_aside(parked)
-        self._take(parked)
-        if in_line:
-            # Whoever asks again has another owner, and would stand behind its own former place.
-            parked.then = then
-            parked.line.leave(parked)
-        elif then is not None:
-            then()
-
-    def _take(self, parked: _Parked) -> None:
         self._parked.pop(parked.claim.owner, None)
-        self._aside.get(parked.group, {}).pop(parked.claim.owner, None)
         self._shelf.take(parked.request)
+        if then is not None:
+            # Whoever asks again has another owner, and would stand behind its own former place.
+            parked.then.append(then)
+        parked.line.leave(parked)
 
-    def _is_aside(self, parked: _Parked) -> bool:
-        return parked.claim.owner in self._aside.get(parked.group, ())
+    def _is_over(self, request: Any) -> bool:
+        """Return whether the broker has the message back."""
+        return self._closed or bool(request.generation != self._warden.generation)
 
     def _run(self, parked: _Parked, lease: Lease | None, *, room: bool = True) -> None:
         request = parked.request
+        if self._is_over(request):
+            return
         request.waited = Waited(parked.number, lease, room)
         lock_woken.send(sender=request.task, task_id=request.id, key=parked.claim.key)
         request.send_event("task-woken", key=parked.claim.key)
@@ -323,51 +340,52 @@ class Parking:
 
     def _resume(self, parked: _Parked) -> None:
         """Begin with what was handed over, if that is still so."""
-        lease = self._handed.pop(parked.claim.owner, None)
-        if lease is None:
-            return
-        if parked.claim.owner not in self._parked:
+        owner = parked.claim.owner
+        if owner not in self._parked:
             # Revoked, or the connection it came on is gone.
-            give_back(parked.store, lease)
+            self._give_back(parked)
         elif free_slots(self._worker) < 1:
-            give_back(parked.store, lease)
-            self._climb(parked.group)
+            if self._give_back(parked):
+                parked.line.call(partial(self._decline, parked.group))
         else:
-            self._take(parked)
-            self._run(parked, lease)
+            lease = self._handed.pop(owner, None)
+            if lease is not None:
+                del self._parked[owner]
+                self._shelf.take(parked.request)
+                self._run(parked, lease)
+
+    def _give_back(self, parked: _Parked) -> bool:
+        """Give back what was handed over; False if nothing was, or not any more."""
+        lease = self._handed.pop(parked.claim.owner, None)
+        if lease is not None:
+            self._warden.keeper.give_back(parked.store, lease)
+        return lease is not None
 
     def _wake(self, parked: _Parked) -> None:
         if parked.claim.owner in self._parked:
             self._leave(parked, partial(self._run, parked, None))
 
-    def _climb(self, group: tuple[Any, str]) -> None:
-        """Send the first of a key's waiters to stand in line for a slot, and the others aside until it has got one."""
-        waiting = [
-            parked
-            for parked in self._all()
-            if parked.group == group and parked.claim.owner not in self._handed and not self._is_aside(parked)
-        ]
-        if not waiting:
-            return
-        if group not in self._aside:
-            first = min(waiting, key=lambda parked: math.inf if parked.number is None else parked.number)
-            waiting.remove(first)
+    def _climb(self, group: _Group) -> None:
+        """Send the first of those who are aside to stand in line for a slot."""
+        aside = [parked for parked in self._all() if parked.aside and parked.group == group]
+        if aside and group not in list(self._climbers.values()):
+            first = min(aside, key=lambda parked: math.inf if parked.number is None else parked.number)
             self._climbers[id(first.request)] = group
             self._leave(first, partial(self._run, first, None))
-        aside = self._aside.setdefault(group, {})
-        for parked in waiting:
-            parked.line.leave(parked)
-            aside[parked.claim.owner] = parked
 
-    def _back_in_line(self, group: tuple[Any, str]) -> None:
-        for parked in self._aside.pop(group, {}).values():
-            parked.gone.clear()
-            parked.line = enter(parked.store, parked)
-            if parked.place is None:
-                parked.line.call(partial(self._enqueue, parked))
-            else:
-                # The store enters it again, with its number.
-                parked.line.look(parked)
+    def _back_in_line(self, group: _Group) -> None:
+        for parked in self._all():
+            if parked.aside and parked.group == group:
+                back = parked.anew()
+                if self._parked.pop(parked.claim.owner, None) is None:
+                    # In a greenlet: meanwhile.
+                    continue
+                self._parked[back.claim.owner] = back
+                if back.place is None:
+                    back.line.call(partial(self._enqueue, back))
+                else:
+                    # The store enters it again, with its number.
+                    back.line.look(back)
 
     # -- the line's thread --------------------------------------------------------------------------------------------
 
@@ -381,7 +399,7 @@ class Parking:
         self._loop.call(lambda: self._wake(parked))
 
     def _enqueue(self, parked: _Parked) -> None:
-        if parked.claim.owner not in self._parked:
+        if parked.claim.owner not in self._parked or parked.aside:
             return
         parked.claim = self._claim_of(parked)
         try:
@@ -404,15 +422,13 @@ class Parking:
         while self._offers:
             parked = self._offers.popleft()
             owner = parked.claim.owner
-            if owner in self._parked and owner not in self._handed:
+            if owner in self._parked and owner not in self._handed and not parked.aside:
                 offers[owner] = parked
         if not offers:
             return
         free = free_slots(self._worker) - len(self._handed)
         offered = list(offers.values())
-        for group in {parked.group for parked in offered[max(0, free) :]}:
-            self._loop.call(partial(self._climb, group))
-        taken = offered[: max(0, free)]
+        taken, declined = offered[: max(0, free)], offered[max(0, free) :]
         for store in {parked.store for parked in taken}:
             batch = [parked for parked in taken if parked.store is store]
             for parked in batch:
@@ -426,6 +442,16 @@ class Parking:
                     parked.asking = False
                     self.wake(parked)
             self._hand_over(granted)
+        for group in {parked.group for parked in declined}:
+            self._decline(group)
+
+    def _decline(self, group: _Group) -> None:
+        """Have all of this key leave the line until one of them has got a slot."""
+        for parked in self._all():
+            if parked.group == group and not parked.aside and parked.claim.owner not in self._handed:
+                parked.aside = True
+                parked.line.leave(parked)
+        self._loop.call(partial(self._climb, group))
 
     def _hand_over(self, granted: list[tuple[_Parked, Lease]]) -> None:
         for parked, lease in granted:
@@ -436,11 +462,9 @@ class Parking:
             parked.line.call_after(_HANDING_PATIENCE, partial(self._take_back, parked))
 
     def _take_back(self, parked: _Parked) -> None:
-        lease = self._handed.pop(parked.claim.owner, None)
-        if lease is not None:
-            log.debug("lock %r: the consumer is busy; its turn is given to the next one", lease.key)
-            give_back(parked.store, lease)
-            self._loop.call(partial(self._climb, parked.group))
+        if self._give_back(parked):
+            log.debug("lock %r: the consumer is busy; its turn is given to the next one", parked.claim.key)
+            self._decline(parked.group)
 
     @staticmethod
     def _claim_of(parked: _Parked) -> Claim:

@@ -110,7 +110,7 @@ class Supervised(Kept):
         self._state = state
         # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
         finished = state in (cells.OWED, cells.DONE) and before == state
-        if finished or (state in (cells.READY, cells.GRANTED) and self.warden.forgotten(self)):
+        if finished or (state == cells.READY and self.warden.forgotten(self)):
             self.warden.end(self)
 
     def ttl(self) -> float:
