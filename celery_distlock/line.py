@@ -85,6 +85,10 @@ class Waiter:
     def offered(self) -> None:
         """There is, or may be, an offer to confirm. Called in any thread, more than once, and must return at once."""
 
+    def offered_here(self) -> None:
+        """The same, in a thread that may be used to confirm it: another one would have to be woken first."""
+        self.offered()
+
     def refused(self) -> None:
         """The store said that this owner cannot be granted the key any more. Called in the line's thread."""
 
@@ -202,12 +206,21 @@ class Line:
         self._wake.set()
 
     def call_after(self, delay: float, function: Callable[[], None]) -> None:
-        """Run ``function`` after ``delay`` seconds; from the line's thread."""
-        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), function))
+        """Run ``function`` after ``delay`` seconds, in the line's thread; from any thread."""
+        timer = (time.monotonic() + delay, next(self._numbers), function)
+        # One call, as pushing and popping are elsewhere: the interpreter lets no other thread in between.
+        heapq.heappush(self._timers, timer)
+        if self._timers[0] is timer and threading.current_thread() is not self._thread:
+            self._wake.set()
 
     def _on_offer(self, key: str, owner: str) -> None:
         waiter = self._waiters.get((key, owner))
-        if waiter is not None:
+        if waiter is None:
+            return
+        listener = self._listener
+        if listener is not None and listener.patient:
+            waiter.offered_here()
+        else:
             waiter.offered()
 
     def _on_gap(self) -> None:

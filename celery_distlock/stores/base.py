@@ -100,6 +100,8 @@ class Listener(ABC):
 
     #: What goes with each claim, as :meth:`Queueing.enqueue`'s ``listener``: ASCII letters, digits and ``-``.
     name: str
+    #: Whether ``on_offer`` may put a question to the store in the thread that calls it, and have the next hint wait.
+    patient = False
 
     @property
     @abstractmethod
@@ -214,7 +216,7 @@ class Queueing(ABC):
         """Start to listen, lazily and for ever.
 
         Arguments:
-            on_offer: called with key and owner when an offer was made. It must return at once, may be called more than
-                once for one offer, and in any thread.
+            on_offer: called with key and owner when an offer was made. It must return at once unless the listener is
+                :attr:`~Listener.patient`, may be called more than once for one offer, and in any thread.
             on_gap: called when hints may have been lost, and when they can be heard at first: a good moment to poll.
         """

@@ -25,6 +25,9 @@ A parked task, and the thread in which it happens::
 So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
 up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
 
+An offer that the listener hears of is confirmed right there, if its thread may be used for that: to wake the line's
+thread first can take as long as the question to the store.
+
 An owner that has left the line does not come back: a question under its name may be under way, or the release of what
 it was granted. Who is back in line has a new one.
 
@@ -45,6 +48,7 @@ import copy
 import logging
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -109,6 +113,8 @@ class _Parked(Waiter):
         self.parking = parking
         #: Whether it has left the line, until another of its key, parked here, has got a slot.
         self.aside = False
+        #: Whether it was granted the key and handed over.
+        self.granted = False
         self.request = request
         self.store = request.task._lock_store
         self.number = wish.number
@@ -128,7 +134,7 @@ class _Parked(Waiter):
         """Return the same under another owner, in line again with its ticket if it has one."""
         new = copy.copy(self)
         Waiter.__init__(new, replace(self.claim, owner=new_owner()))
-        new.aside, new.then = False, []
+        new.aside, new.granted, new.then = False, False, []
         if new.number is not None:
             new.place = Ticket(new.claim, new.number, 0)
         new.line = enter(new.store, new)
@@ -154,6 +160,10 @@ class _Parked(Waiter):
         """Confirm soon."""
         self.parking.offered(self)
 
+    def offered_here(self) -> None:
+        """Confirm now."""
+        self.parking.offered(self, here=True)
+
     def refused(self) -> None:
         """Ask anew, as another owner: this one was barred."""
         self.parking.wake(self)
@@ -171,6 +181,9 @@ class Parking:
         self._parked: dict[str, _Parked] = {}
         self._handed: dict[str, Lease] = {}
         self._offers: deque[_Parked] = deque()
+        #: Held by who asks for a lease that is to be handed over, and by who sends those aside that have none: offers
+        #: are heard of in two threads.
+        self._granting = threading.Lock()
         # Requests that stand in the pool's own line for others of the same key, which are aside meanwhile.
         self._climbers: dict[int, _Group] = {}
         #: When the parked are looked at next (monotonic).
@@ -387,12 +400,15 @@ class Parking:
                     # The store enters it again, with its number.
                     back.line.look(back)
 
-    # -- the line's thread --------------------------------------------------------------------------------------------
+    # -- the line's thread, and the listener's ------------------------------------------------------------------------
 
-    def offered(self, parked: _Parked) -> None:
-        """Confirm an offer soon; from any thread."""
+    def offered(self, parked: _Parked, *, here: bool = False) -> None:
+        """Confirm an offer: soon, from any thread, or ``here`` in this one."""
         self._offers.append(parked)
-        parked.line.call(self._take_offers)
+        if here:
+            self._take_offers()
+        else:
+            parked.line.call(self._take_offers)
 
     def wake(self, parked: _Parked) -> None:
         """Have the executor ask."""
@@ -411,21 +427,29 @@ class Parking:
         if isinstance(answer, Ticket):
             parked.number = answer.number
         elif isinstance(answer, Lease):
-            self._hand_over([(parked, answer)])
+            with self._granting:
+                self._hand_over([(parked, answer)])
         else:
             # The executor says why not: it is Completed, or its owner was barred.
             parked.asking = False
             self.wake(parked)
 
     def _take_offers(self) -> None:
+        with self._granting:
+            declined = self._confirm_offers()
+        for parked in declined:
+            parked.line.call(partial(self._decline, parked.group))
+
+    def _confirm_offers(self) -> list[_Parked]:
+        """Confirm as many offers as there are slots; return the others, one for each key."""
         offers: dict[str, _Parked] = {}
         while self._offers:
             parked = self._offers.popleft()
             owner = parked.claim.owner
-            if owner in self._parked and owner not in self._handed and not parked.aside:
+            if owner in self._parked and not parked.granted and not parked.aside:
                 offers[owner] = parked
         if not offers:
-            return
+            return []
         free = free_slots(self._worker) - len(self._handed)
         offered = list(offers.values())
         taken, declined = offered[: max(0, free)], offered[max(0, free) :]
@@ -442,19 +466,23 @@ class Parking:
                     parked.asking = False
                     self.wake(parked)
             self._hand_over(granted)
-        for group in {parked.group for parked in declined}:
-            self._decline(group)
+        return list({parked.group: parked for parked in declined}.values())
 
     def _decline(self, group: _Group) -> None:
         """Have all of this key leave the line until one of them has got a slot."""
-        for parked in self._all():
-            if parked.group == group and not parked.aside and parked.claim.owner not in self._handed:
-                parked.aside = True
-                parked.line.leave(parked)
+        with self._granting:
+            for parked in self._all():
+                if parked.group == group and not parked.aside and parked.claim.owner not in self._handed:
+                    parked.aside = True
+                    parked.line.leave(parked)
         self._loop.call(partial(self._climb, group))
 
     def _hand_over(self, granted: list[tuple[_Parked, Lease]]) -> None:
         for parked, lease in granted:
+            if parked.granted:
+                # The answer to another question is the same lease.
+                continue
+            parked.granted = True
             parked.asking = False
             parked.line.forget(parked)
             self._handed[parked.claim.owner] = lease
