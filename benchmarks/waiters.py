@@ -2,10 +2,11 @@
 
 Run: ``python -m benchmarks.waiters [--waiters 10 100 1000 10000] [--handovers 200] [--rounds 1]``
 
-So many tasks are parked on one key behind a lock that this program holds. For some seconds nothing happens: what the
-lock server does meanwhile is the fixed polling. Then the lock is released and passes from task to task, while the
-publisher replaces each task that ends. Locks live in a Redis server of their own. How long it worked for what is read
-from its slow log, which is told to keep every command; the hand-overs' share is all but the polls.
+So many tasks, and ``--handovers`` more, are parked on one key behind a lock that this program holds. For some seconds
+nothing happens: what the lock server does meanwhile is the fixed polling. Then the lock is released, and passes from
+task to task until so many are left as are named. Locks live in a Redis server of their own. How long it worked for what
+is read from its slow log, which is told to keep every command; what a task costs is its share of all calls but polls,
+from its first attempt to its release.
 """
 
 from __future__ import annotations
@@ -40,16 +41,19 @@ class Meter:
     def __init__(self, server: RedisServer) -> None:
         self._client = server.client()
         self._memory_before = self._memory()
+        self.reset()
 
     def reset(self) -> None:
         """Begin to count, anew."""
-        # Only now: it takes memory.
-        self._client.config_set("slowlog-max-len", 1_000_000)
-        self._client.config_set("slowlog-log-slower-than", 0)
         self._client.slowlog_reset()
         self._bytes = self._transferred()
         self._calls = self._commands()
         self._since = time.monotonic()
+
+    def keep_every_command(self) -> None:
+        """Have the server log what it does, which takes memory."""
+        self._client.config_set("slowlog-max-len", 1_000_000)
+        self._client.config_set("slowlog-log-slower-than", 0)
 
     def _transferred(self) -> int:
         told = self._client.info("stats")
@@ -80,60 +84,71 @@ class Meter:
         return sum(now.get(command, 0) - self._calls.get(command, 0) for command in commands)
 
     def microseconds(self) -> dict[str, float]:
-        """Return how long it worked, by script."""
+        """Return how long it worked, by script, and forget its log."""
         spent: dict[str, float] = defaultdict(float)
         for entry in self._client.slowlog_get(1_000_000):
             words = entry["command"].split(b" ", 2)
             if words[0].upper() == b"EVALSHA":
                 spent[_SCRIPTS.get(words[1], "?")] += entry["duration"]
+        self._client.slowlog_reset()
         return spent
 
 
-_NAMES = ("acquire", "enqueue", "confirm", "release", "withdraw", "renew", "poll")
+_NAMES = ("acquire", "draw", "enqueue", "confirm", "release", "withdraw", "renew")
 _SCRIPTS = {script.sha: script.name for script in vars(scripts).values() if isinstance(script, scripts.Script)}
 
 
 def measure(waiters: int, handovers: int, patience: float) -> dict[str, float]:
-    """Return what one task costs behind which so many wait."""
+    """Return what one task costs when so many wait."""
+    count = waiters + handovers
     with prepared(separate_locks=True) as scene:
         # What is loaded on first use must not count as memory of the parked.
-        _hand_over(scene, "warm-up", 20, 8)
-        meter, messages = Meter(scene.locks), Meter(scene.server)
+        _hand_over(scene, "warm-up", 20)
+        locks, broker = Meter(scene.locks), Meter(scene.server)
+        locks.keep_every_command()
         workers = _resident(scene)
         with scene.held(_KEY):
-            for _ in range(waiters):
+            for _ in range(count):
                 scene.tasks.ours.delay(_KEY, SECONDS)
-            wait_until(lambda: scene.parked(_KEY) >= waiters, patience, f"{waiters} waiters", every=0.1)
+            wait_until(lambda: scene.parked(_KEY) >= count, patience, f"{count} waiters", every=0.1)
+            spent = locks.microseconds()
+            messages = broker.calls("lpush", "rpush") / count
+            spent.pop(scripts.POLL.name, None)
+            per_task = {name: spent[name] / count for name in _NAMES}
             memory = {
-                "worker, bytes/waiter": (_resident(scene) - workers) / waiters,
-                "lock server, bytes/waiter": meter.memory() / waiters,
-                "broker and results, bytes/waiter": messages.memory() / waiters,
+                "worker, bytes/waiter": (_resident(scene) - workers) / count,
+                "lock server, bytes/waiter": locks.memory() / count,
+                "broker and results, bytes/waiter": broker.memory() / count,
             }
-            meter.reset()
+            locks.reset()
             cpu = scene.main_cpu()
             time.sleep(_QUIET)
-            quiet = meter.seconds()
+            quiet = locks.seconds()
             polling = {
-                "polling, server us/s": sum(meter.microseconds().values()) / quiet,
-                "polling, bytes/s": meter.transferred() / quiet,
+                "polling, bytes/s": locks.transferred() / quiet,
+                "polling, server us/s": sum(locks.microseconds().values()) / quiet,
                 "polling, main processes' CPU ms/s": (scene.main_cpu() - cpu) / quiet * 1e3,
             }
-            messages.reset()
-            meter.reset()
-        _hand_over(scene, _KEY, handovers, 0)
+            broker.reset()
+            locks.reset()
+        bodies = scene.bodies(_KEY)
+        wait_until(lambda: len(bodies) >= handovers, 120, f"{handovers} hand-overs", every=0.001)
         for worker in scene.workers:
             worker.freeze()
-        took = meter.seconds()
-        bodies = scene.bodies(_KEY).since()
-        count = len(bodies)
-        spent = meter.microseconds()
+        took = locks.seconds()
+        ended = bodies.since()
+        transferred = locks.transferred() - polling["polling, bytes/s"] * took
+        spent = locks.microseconds()
         polls = spent.pop(scripts.POLL.name, 0.0)
-        times = sorted(gaps(bodies))
+        for name in _NAMES:
+            per_task[name] += spent[name] / len(ended)
+        messages += broker.calls("lpush", "rpush") / len(ended)
+        times = sorted(gaps(ended))
         return {
-            "server us/task": sum(spent.values()) / count,
-            **{f"  {name}": spent[name] / count for name in _NAMES if name != scripts.POLL.name},
-            "bytes/task": (meter.transferred() - polling["polling, bytes/s"] * took) / count,
-            "messages/task": messages.calls("lpush", "rpush") / count,
+            "server us/task": sum(per_task.values()),
+            **{f"  {name}": per_task[name] for name in _NAMES},
+            "bytes/hand-over": transferred / len(ended),
+            "messages/task": messages,
             "hand-over p50, ms": times[len(times) // 2] * 1e3,
             "hand-over p99, ms": times[len(times) * 99 // 100] * 1e3,
             **polling,
@@ -142,21 +157,10 @@ def measure(waiters: int, handovers: int, patience: float) -> dict[str, float]:
         }
 
 
-def _hand_over(scene: Scene, key: str, count: int, waiting: int) -> None:
-    """Run ``count`` tasks, and publish one for each that ends."""
-    for _ in range(waiting):
+def _hand_over(scene: Scene, key: str, count: int) -> None:
+    for _ in range(count):
         scene.tasks.ours.delay(key, SECONDS)
-    bodies, published = scene.bodies(key), 0
-
-    def replaced() -> bool:
-        nonlocal published
-        ended = len(bodies)
-        while published < ended:
-            scene.tasks.ours.delay(key, SECONDS)
-            published += 1
-        return ended >= count
-
-    wait_until(replaced, 120, f"{count} hand-overs")
+    wait_until(lambda: len(scene.bodies(key)) >= count, 60, f"{count} tasks")
 
 
 def _resident(scene: Scene) -> int:
@@ -167,7 +171,7 @@ def main() -> int:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--waiters", type=int, nargs="+", default=[10, 100, 1000, 10_000])
-    parser.add_argument("--handovers", type=int, default=200)
+    parser.add_argument("--handovers", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--patience", type=float, default=300.0, help="seconds for all to be parked")
     options = parser.parse_args()

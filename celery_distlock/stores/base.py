@@ -211,6 +211,17 @@ class Queueing(ABC):
             StoreUnavailable: there was no answer; they vanish within :attr:`claim_ttl`.
         """
 
+    def draw(self, key: str) -> int | None:
+        """Return the number of a place at the end of the line, which nobody takes until it is enqueued with.
+
+        For those who would stand far behind; a place that nobody takes is in nobody's way. The default is None: this
+        store's places are taken at once, or not at all.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+        return None
+
     @abstractmethod
     def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
         """Start to listen, lazily and for ever.

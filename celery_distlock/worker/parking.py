@@ -25,6 +25,9 @@ A parked task, and the thread in which it happens::
 So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
 up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
 
+Of each key only the first few stand in the store's line; the others of this worker stand behind them, and keep the
+numbers that they have drawn (:mod:`.row`).
+
 An offer that the listener hears of is confirmed right there, if its thread may be used for that: to wake the line's
 thread first can take as long as the question to the store.
 
@@ -69,6 +72,7 @@ from celery_distlock.signals import lock_parked, lock_woken
 from celery_distlock.task.parked import Wish
 from celery_distlock.task.redelivery import completion_of
 from celery_distlock.task.run import SINCE_HEADER, Run
+from celery_distlock.worker.row import Row
 from celery_distlock.worker.shelf import put_aside
 from celery_distlock.worker.slots import free_slots
 from celery_distlock.worker.visibility import Visibility
@@ -111,7 +115,7 @@ class _Parked(Waiter):
     def __init__(self, parking: Parking, request: Any, wish: Wish, options: LockOptions) -> None:
         super().__init__(wish.claim)
         self.parking = parking
-        #: Whether it has left the line, until another of its key, parked here, has got a slot.
+        #: Whether it stands behind others of its key that are parked here, and not in the store's line.
         self.aside = False
         #: Whether it was granted the key and handed over.
         self.granted = False
@@ -145,6 +149,11 @@ class _Parked(Waiter):
         super().left()
         with contextlib.suppress(IndexError):
             self.parking.soon(self.then.pop())
+
+    @property
+    def owner(self) -> str:
+        """Under whose name it stands in line."""
+        return self.claim.owner
 
     @property
     def position(self) -> int | None:
@@ -186,6 +195,7 @@ class Parking:
         self._granting = threading.Lock()
         # Requests that stand in the pool's own line for others of the same key, which are aside meanwhile.
         self._climbers: dict[int, _Group] = {}
+        self._rows: dict[_Group, Row[_Parked]] = {}
         #: When the parked are looked at next (monotonic).
         self._watch_at = math.inf
         self._closed = False
@@ -240,6 +250,7 @@ class Parking:
         leaving = self._all()
         self._parked.clear()
         self._climbers.clear()
+        self._rows.clear()
         for parked in leaving:
             if not parked.aside:
                 parked.line.leave(parked)
@@ -286,13 +297,18 @@ class Parking:
         )
         lock_parked.send(sender=request.task, task_id=request.id, key=wish.claim.key, reason="wait")
         request.send_event("task-parked", key=wish.claim.key)
-        if parked.group in list(self._climbers.values()):
-            # The others of its key have left the line until a slot is free.
+        row = self._rows.setdefault(parked.group, Row())
+        if row.declined or (row.is_full and parked.number is None):
             parked.aside = True
-            parked.line.leave(parked)
+            row.drawing += 1
+            parked.line.call(partial(self._draw, parked, row))
         else:
-            parked.line.call(partial(self._enqueue, parked))
+            self._stand(parked, row)
         self._watch_by(parked.ends_at)
+
+    def _stand(self, parked: _Parked, row: Row[_Parked]) -> None:
+        row[parked.owner] = parked
+        parked.line.call(partial(self._enqueue, parked))
 
     def _watch_by(self, when: float) -> None:
         if when < self._watch_at:
@@ -331,12 +347,43 @@ class Parking:
 
     def _leave(self, parked: _Parked, then: Callable[[], None] | None = None) -> None:
         """Take a request off the shelf, and give up its place; after that, go on with ``then``."""
-        self._parked.pop(parked.claim.owner, None)
+        self._parked.pop(parked.owner, None)
         self._shelf.take(parked.request)
         if then is not None:
             # Whoever asks again has another owner, and would stand behind its own former place.
             parked.then.append(then)
         parked.line.leave(parked)
+        self._gone(parked)
+
+    def _gone(self, parked: _Parked, *, took: bool = False) -> None:
+        """Let others take the place of one that is not parked any more, perhaps since it took it."""
+        row = self._rows.get(parked.group)
+        if row is not None:
+            row.pop(parked.owner, None)
+            if took:
+                row.took()
+            self._fill(parked.group, row)
+
+    def _fill(self, group: _Group, row: Row[_Parked]) -> None:
+        """Have as many stand in the store's line as are missing there."""
+        for _ in range(row.missing()):
+            parked = row.first()
+            while parked is not None and parked.owner not in self._parked:
+                parked = row.first()
+            if parked is None:
+                break
+            back = parked.anew()
+            if self._parked.pop(parked.owner, None) is None:
+                # In a greenlet: meanwhile.
+                continue
+            self._parked[back.owner] = row[back.owner] = back
+            if back.place is None:
+                back.line.call(partial(self._enqueue, back))
+            else:
+                # The store enters it again, with its number.
+                back.line.look(back)
+        if row.is_over and self._rows.get(group) is row:
+            del self._rows[group]
 
     def _is_over(self, request: Any) -> bool:
         """Return whether the broker has the message back."""
@@ -366,6 +413,7 @@ class Parking:
                 del self._parked[owner]
                 self._shelf.take(parked.request)
                 self._run(parked, lease)
+                self._gone(parked, took=True)
 
     def _give_back(self, parked: _Parked) -> bool:
         """Give back what was handed over; False if nothing was, or not any more."""
@@ -380,25 +428,35 @@ class Parking:
 
     def _climb(self, group: _Group) -> None:
         """Send the first of those who are aside to stand in line for a slot."""
-        aside = [parked for parked in self._all() if parked.aside and parked.group == group]
-        if aside and group not in list(self._climbers.values()):
-            first = min(aside, key=lambda parked: math.inf if parked.number is None else parked.number)
+        row = self._rows.get(group)
+        if row is None or group in list(self._climbers.values()):
+            return
+        first = row.first()
+        while first is not None and first.owner not in self._parked:
+            first = row.first()
+        if first is None:
+            self._back_in_line(group)
+        else:
             self._climbers[id(first.request)] = group
             self._leave(first, partial(self._run, first, None))
 
     def _back_in_line(self, group: _Group) -> None:
-        for parked in self._all():
-            if parked.aside and parked.group == group:
-                back = parked.anew()
-                if self._parked.pop(parked.claim.owner, None) is None:
-                    # In a greenlet: meanwhile.
-                    continue
-                self._parked[back.claim.owner] = back
-                if back.place is None:
-                    back.line.call(partial(self._enqueue, back))
-                else:
-                    # The store enters it again, with its number.
-                    back.line.look(back)
+        row = self._rows.get(group)
+        if row is not None:
+            row.declined = False
+            self._fill(group, row)
+
+    def _drawn(self, parked: _Parked, row: Row[_Parked]) -> None:
+        """Have one that has got its number stand behind the others; in line, where there are no numbers to be had."""
+        row.drawing -= 1
+        if parked.owner in self._parked:
+            if parked.number is None and not row.declined:
+                parked.aside = False
+                self._stand(parked, row)
+            else:
+                parked.line.forget(parked)
+                row.put_behind(parked)
+        self._fill(parked.group, row)
 
     # -- the line's thread, and the listener's ------------------------------------------------------------------------
 
@@ -433,6 +491,17 @@ class Parking:
             # The executor says why not: it is Completed, or its owner was barred.
             parked.asking = False
             self.wake(parked)
+
+    def _draw(self, parked: _Parked, row: Row[_Parked]) -> None:
+        """Get a number, which is worth a place in the line."""
+        if parked.owner in self._parked and parked.number is None:
+            try:
+                parked.number = parked.line.queue.draw(parked.claim.key)
+            except StoreUnavailable as error:
+                log.debug("Task %s[%s] has no number yet: %s", parked.request.name, parked.request.id, error)
+                parked.line.call_after(_RETRY_PAUSE, partial(self._draw, parked, row))
+                return
+        self._loop.call(partial(self._drawn, parked, row))
 
     def _take_offers(self) -> None:
         with self._granting:
@@ -470,10 +539,14 @@ class Parking:
 
     def _decline(self, group: _Group) -> None:
         """Have all of this key leave the line until one of them has got a slot."""
+        row = self._rows.get(group)
+        if row is None:
+            return
         with self._granting:
-            for parked in self._all():
-                if parked.group == group and not parked.aside and parked.claim.owner not in self._handed:
-                    parked.aside = True
+            row.decline()
+            for parked in list(row.values()):
+                if parked.owner not in self._handed:
+                    row.put_behind(parked)
                     parked.line.leave(parked)
         self._loop.call(partial(self._climb, group))
 

@@ -15,6 +15,8 @@ from celery import states
 from celery.exceptions import TaskRevokedError
 
 from celery_distlock import LockTimeout
+from celery_distlock.stores.redis.layout import Layout
+from celery_distlock.worker.row import MOST
 from tests.support.journal import Journal, overlaps
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
@@ -86,6 +88,29 @@ class TestTheLine:
         starts = [entry["id"] for entry in shared.journal.entries("start", key=key)][1:]
         assert starts == left
         assert {results[task_id].state for task_id in revoked} == {states.REVOKED}
+
+    def test_only_the_first_of_many_stand_in_the_stores_line_and_all_start_in_order(
+        self, shared: Shared, key: str
+    ) -> None:
+        with shared.held_by_a_task(key), redis.Redis.from_url(shared.settings.locks) as client:
+            results = {result.id: result for result in (shared.tasks.work.delay(key) for _ in range(120))}
+
+            def drawn() -> list[dict[str, Any]] | None:
+                entries = locks(shared, "parked", key)
+                return entries if len(entries) == 120 and all(entry["ticket"] for entry in entries) else None
+
+            entries = eventually(drawn, PATIENCE, "120 tickets")
+            assert entries is not None
+            line = [entry["id"] for entry in sorted(entries, key=lambda entry: int(entry["ticket"]))]
+            assert client.zcard(Layout("distlock").of_kind("w", key)) <= 2 * MOST
+            revoked = set(random.Random(0).sample(line, 40))
+            shared.tasks.app.control.revoke(list(revoked))
+            eventually(lambda: len(locks(shared, "parked", key)) == 80, PATIENCE, "the end of the revoked")
+        left = [task_id for task_id in line if task_id not in revoked]
+        for task_id in left:
+            results[task_id].get(timeout=PATIENCE)
+        starts = [entry["id"] for entry in shared.journal.entries("start", key=key)][1:]
+        assert starts == left
 
     def test_a_lease_that_was_waited_for_is_kept_alive(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):

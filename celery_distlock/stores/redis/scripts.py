@@ -10,6 +10,7 @@ from importlib.resources import files
 __all__ = [
     "ACQUIRE",
     "CONFIRM",
+    "DRAW",
     "ENQUEUE",
     "HOLDERS",
     "POLL",
@@ -80,4 +81,5 @@ ENQUEUE = Script("enqueue")
 POLL = Script("poll")
 CONFIRM = Script("confirm")
 WITHDRAW = Script("withdraw")
+DRAW = Script("draw")
 HOLDERS = Script("holders")
