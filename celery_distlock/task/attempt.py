@@ -43,6 +43,7 @@ from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
 from celery_distlock.task.grant import confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.parked import Parked
 from celery_distlock.task.parking import ask_with_ticket, ticket_of, wait_parked
 from celery_distlock.task.redelivery import (
     check_result,
@@ -109,6 +110,9 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
     grant: _Grant | _Skipped
     try:
         grant = _acquire(task, request, options, key, run, args, kwargs)
+    except Parked as parked:
+        # Celery takes the traceback apart and sends it to the main process, where nobody looks at it.
+        raise parked.with_traceback(None) from None
     except StoreUnavailable as error:
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
