@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from celery_distlock.errors import DistLockError as DistLockError
+    from celery_distlock.errors import DuplicateTask as DuplicateTask
     from celery_distlock.errors import LockConfigError as LockConfigError
     from celery_distlock.errors import LockContended as LockContended
     from celery_distlock.errors import LockKeyError as LockKeyError
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from celery_distlock.task import Contention as Contention
     from celery_distlock.task import LockedTask as LockedTask
     from celery_distlock.task.rebase import lock_tasks as lock_tasks
+    from celery_distlock.unique import unique_send_task as unique_send_task
 
 # Loaded on first use: a program that only takes a Lock does not pay for Celery's worker, nor one that only catches
 # an error for anything.
 _HOME = {
     "Contention": "task",
     "DistLockError": "errors",
+    "DuplicateTask": "errors",
     "HeldLock": "held",
     "Lease": "lease",
     "Lock": "lock",
@@ -44,6 +47,7 @@ _HOME = {
     "current_lock": "held",
     "lock_tasks": "task.rebase",
     "locked": "lock",
+    "unique_send_task": "unique",
 }
 
 __all__ = sorted([*_HOME, "__version__"])  # a list of names, computed

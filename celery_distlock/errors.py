@@ -6,7 +6,8 @@
      ├─ LockContended      somebody else holds the key        (.key, .holder)
      ├─ LockTimeout        waited for it as long as allowed   (.key, .waited, .holder)
      ├─ LockLost           held it, and somebody else got it  (.key, .reason)
-     ├─ StoreUnavailable   the store could not be asked       (.store, .reason)
+     ├─ DuplicateTask      another one is queued, or runs     (.key, .id)
+ ├─ StoreUnavailable   the store could not be asked       (.store, .reason)
      ├─ LockKeyError       these arguments make no key        (ValueError too)
      └─ LockConfigError    an option is wrong                 (ValueError too)
 
@@ -23,6 +24,7 @@ from typing import Any
 
 __all__ = [
     "DistLockError",
+    "DuplicateTask",
     "LockConfigError",
     "LockContended",
     "LockKeyError",
@@ -113,6 +115,23 @@ class LockLost(DistLockError):
 
     def __str__(self) -> str:
         return f"lock {self.key!r} is no longer ours: {self.reason}"
+
+
+class DuplicateTask(DistLockError):
+    """A task was not published, for another one of its unique key has been (``on_duplicate="raise"``).
+
+    Arguments:
+        key: what must not be published twice.
+        id: the other task's id.
+    """
+
+    def __init__(self, key: str, id: str) -> None:
+        self.key = key
+        self.id = id
+        super().__init__(key, id)
+
+    def __str__(self) -> str:
+        return f"not published: task [{self.id}] is the one of {self.key!r}"
 
 
 class StoreUnavailable(DistLockError):

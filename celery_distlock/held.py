@@ -11,6 +11,7 @@ on a key that a frame below it holds runs under that frame's lock; only the fram
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -21,15 +22,27 @@ from typing import Any, Protocol
 
 from celery_distlock.errors import LockLost, StoreUnavailable
 from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept, keeper
-from celery_distlock.lease import Claim, Completed, Contended, Lease, Renewal
+from celery_distlock.lease import Claim, Completed, Contended, Lease, Renewal, deadline_of
 from celery_distlock.stores.base import LockStore
 
-__all__ = ["Frame", "HeldLock", "SelfKept", "Trust", "ask", "current_lock", "frames", "give_back", "holding"]
+__all__ = [
+    "Frame",
+    "HeldLock",
+    "SelfKept",
+    "Trust",
+    "ask",
+    "current_lock",
+    "frames",
+    "give_back",
+    "granted_at",
+    "holding",
+]
 
 log = logging.getLogger(__name__)
 
 TAKEN = "the store says that its place was given away"
 SILENT = "the store has been silent past the lease's deadline"
+TOO_LONG = "it has been held for longer than lock_max_hold"
 
 
 class Trust(Protocol):
@@ -50,15 +63,24 @@ class SelfKept(Kept):
     Arguments:
         store: where the lease lives.
         lease: what was granted.
-        on_trouble: called once with :data:`TAKEN` or, per silence, :data:`SILENT`, in the keeper's thread.
+        on_trouble: called once with :data:`TAKEN` or :data:`TOO_LONG` or, per silence, :data:`SILENT`, in the
+            keeper's thread.
+        max_hold: seconds after which it is not renewed any more; None: never.
     """
 
-    def __init__(self, store: LockStore, lease: Lease, on_trouble: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        store: LockStore,
+        lease: Lease,
+        on_trouble: Callable[[str], None] | None = None,
+        max_hold: float | None = None,
+    ) -> None:
         self.store = store
         self.deadline = lease.deadline
         self.lost = False
         self.look_at = time.monotonic() + lease.ttl / RENEWALS_PER_TTL
         self._ttl = lease.ttl
+        self._ends = math.inf if max_hold is None else granted_at(lease) + max_hold
         self._lease: Lease | None = lease
         self._on_trouble = on_trouble
         self._user: weakref.ref[HeldLock] | None = None
@@ -79,6 +101,12 @@ class SelfKept(Kept):
         if lease is not None and self._user is not None and self._user() is None:
             self.end()
             give_back(self.store, lease)
+            return None
+        if lease is not None and time.monotonic() >= self._ends:
+            # Not given back: its holder may not have noticed yet.
+            self.end()
+            if self._on_trouble is not None:
+                self._on_trouble(TOO_LONG)
             return None
         return None if lease is None else replace(lease, deadline=self.deadline)
 
@@ -111,12 +139,13 @@ class HeldLock:
         fence: a number that grows with every grant of the key; hand it to resources that can refuse smaller ones.
     """
 
-    __slots__ = ("__weakref__", "_lease", "_store", "_trust", "released")
+    __slots__ = ("__weakref__", "_ends", "_lease", "_store", "_trust", "released")
 
-    def __init__(self, lease: Lease, store: LockStore, trust: Trust) -> None:
+    def __init__(self, lease: Lease, store: LockStore, trust: Trust, max_hold: float | None = None) -> None:
         self._lease = lease
         self._store = store
         self._trust = trust
+        self._ends = math.inf if max_hold is None else granted_at(lease) + max_hold
         self.released = False
         if isinstance(trust, SelfKept):
             trust.used_by(self)
@@ -153,12 +182,16 @@ class HeldLock:
     @property
     def held(self) -> bool:
         """True while the lock can be relied upon; costs no round trip."""
-        return not self.released and not self._trust.lost and time.monotonic() < self._trust.deadline
+        return not self.released and not self._trust.lost and time.monotonic() < self._deadline
 
     @property
     def remaining(self) -> float:
         """Seconds for which the lock can be relied upon without another word from the store; 0.0 if not held."""
-        return max(0.0, self._trust.deadline - time.monotonic()) if self.held else 0.0
+        return max(0.0, self._deadline - time.monotonic()) if self.held else 0.0
+
+    @property
+    def _deadline(self) -> float:
+        return min(self._trust.deadline, self._ends)
 
     @property
     def lost(self) -> bool:
@@ -171,11 +204,13 @@ class HeldLock:
         Costs no round trip: call it before every step that must not happen twice.
 
         Raises:
-            LockLost: the key was given to somebody else, the store has been silent for too long, or the lock was
-                released.
+            LockLost: the key was given to somebody else, the store has been silent for too long, the lock was held
+                for too long, or it was released.
         """
         if self.released:
             raise LockLost(self.key, "it has been released")
+        if time.monotonic() >= self._ends:
+            raise LockLost(self.key, TOO_LONG)
         if self._trust.lost:
             raise LockLost(self.key, TAKEN)
         if time.monotonic() >= self._trust.deadline:
@@ -185,8 +220,11 @@ class HeldLock:
         """Say at the end of the work whether the lock was held through it; ask the store only past the deadline.
 
         Returns:
-            None if it was held, :data:`TAKEN` if it is known that it was not, :data:`SILENT` if nobody can tell.
+            None if it was held, :data:`TAKEN` if it is known that it was not, :data:`SILENT` if nobody can tell,
+            :data:`TOO_LONG` if it was held for longer than it may be.
         """
+        if time.monotonic() >= self._ends:
+            return TOO_LONG
         if self._trust.lost:
             return TAKEN
         if time.monotonic() < self._trust.deadline:
@@ -200,6 +238,11 @@ class HeldLock:
     def __repr__(self) -> str:
         state = "held" if self.held else "lost" if self._trust.lost else "released" if self.released else "unsure"
         return f"<{type(self).__name__} {self.key!r} fence={self.fence} {state}>"
+
+
+def granted_at(lease: Lease) -> float:
+    """Return the monotonic time before a lease that was never renewed was asked for."""
+    return lease.deadline - deadline_of(0.0, lease.ttl)
 
 
 @dataclass

@@ -71,7 +71,8 @@ class Holder(TypedDict, total=False):
 
     ``since`` is wall-clock time (seconds since the epoch, the holder's clock), ``remaining`` is how many seconds the
     store will still believe it without hearing from it (negative: expired, and nobody else came). ``offered`` is True
-    for a waiter that was offered the place and has not taken it yet, and absent otherwise.
+    for a waiter that was offered the place and has not taken it yet, and absent otherwise; ``resting`` likewise for a
+    place that was released before its shortest time was over.
     """
 
     key: str
@@ -88,6 +89,7 @@ class Holder(TypedDict, total=False):
     pid: int
     identifier: str
     offered: bool
+    resting: bool
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class Lease:
     ``fence`` grows with every grant of a key (limit 1). A fence of 0 means that it is not known whether the store
     granted the claim; releasing such a lease also forbids its owner to be granted the key by a command still under way.
     ``limit`` is the claim's: a store that lost its data has nobody else to ask how many may hold the key.
+    ``rest`` counts when it is released: seconds for which the key stays taken after that, by nobody who could renew it.
     """
 
     key: str
@@ -142,6 +145,7 @@ class Lease:
     ttl: float
     deadline: float
     limit: int = 1
+    rest: float = 0.0
 
     @classmethod
     def unknown(cls, key: str, owner: str, ttl: float) -> Lease:

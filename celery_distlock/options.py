@@ -7,6 +7,8 @@ its values must obey, and everything below reads it from there. One option has t
     app.conf.distlock_ttl = 60                    the app's default    conf_options
     charge.apply_async(lock={"ttl": 60})          one call             call_options
 
+What makes a message unique is spelled without ``lock_`` in a task's class: ``unique_for=60``.
+
 An error repeats the spelling the user wrote, the value, and what would have been allowed. An option that nothing
 would read is an error, too: a lock that is not configured as its author believes is worse than none.
 
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTENTION_POLICIES",
+    "SPELLED",
     "LockOptions",
     "StoreSettings",
     "call_options",
+    "check_unique",
     "check_wait",
     "conf_options",
     "merge",
@@ -76,6 +80,15 @@ class LockOptions:
         on_unsure: what the store's silence past the lease's deadline does to the running task.
         on_store_error: what becomes of a task whose store cannot be asked.
         max_parked: parked tasks per worker; above it ``wait`` becomes ``retry``.
+        min_hold: time from the grant for which the key stays taken even if the task ends before.
+        max_hold: time from the grant after which the task is aborted; None: never.
+        unique_while: for how long a published task is the only one of its unique key: until its run starts, or until
+            it ends.
+        unique_for: time after the first was accepted in which no second one is, whatever became of it.
+        unique_key: what must not be published twice, written as ``key`` is; None: the lock's key.
+        unique_ttl: time after which a published task that has not started is believed never to start.
+        on_duplicate: what becomes of a call that finds another one.
+        beat_unique_tick: of several beats one publishes each tick of the task's entries.
     """
 
     key: KeySpec = field(default=None, metadata=_must_be(rules.parameters()))
@@ -98,10 +111,29 @@ class LockOptions:
         default="retry", metadata=_must_be(rules.choice("retry", "fail", "run"))
     )
     max_parked: int = field(default=1000, metadata=_must_be(rules.integer(0, _MOST_PARKED)))
+    min_hold: float = field(default=0.0, metadata=_must_be(rules.seconds(0.0)))
+    max_hold: float | None = field(default=None, metadata=_must_be(rules.seconds(optional=True)))
+    unique_while: Literal["queued", "queued_or_running"] | None = field(
+        default=None, metadata=_must_be(rules.choice("queued", "queued_or_running", optional=True))
+    )
+    unique_for: float | None = field(default=None, metadata=_must_be(rules.seconds(optional=True)))
+    unique_key: KeySpec = field(default=None, metadata=_must_be(rules.parameters()))
+    unique_ttl: float = field(default=3600.0, metadata=_must_be(rules.seconds()))
+    on_duplicate: Literal["return", "raise", "replace", "rerun"] = field(
+        default="return", metadata=_must_be(rules.choice("return", "raise", "replace", "rerun"))
+    )
+
+    beat_unique_tick: bool = field(default=False, metadata=_must_be(rules.flag()))
+
+    @property
+    def unique(self) -> bool:
+        """Whether publishing asks the store at all."""
+        return self.unique_while is not None or self.unique_for is not None
 
 
 _URL = rules.text("None, or a URL such as 'redis://localhost:6379/0'", r"[\w.+-]+://\S*", optional=True)
 _PREFIX = rules.text("a non-empty str without braces or white space", r"[^\s{}]+")
+_SCHEDULER = rules.text("a scheduler's name, as celery beat -S takes it", r"[\w.:-]+")
 _OPTIONS = rules.keywords("a mapping of str to the store's options")
 
 
@@ -114,6 +146,8 @@ class StoreSettings:
         prefix: what every name in the store begins with; two apps with one prefix share their locks.
         options: passed on to the store's client.
         max_park: seconds that a task is parked at most, before it is republished.
+        beat_scheduler: what :class:`~celery_distlock.beat.LeaderScheduler` is put around.
+        beat_ttl: seconds for which a beat that leads is believed when it falls silent.
     """
 
     # Address and options may hold a password.
@@ -121,25 +155,20 @@ class StoreSettings:
     prefix: str = field(default="distlock", metadata=_must_be(_PREFIX))
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, metadata=_must_be(_OPTIONS))
     max_park: float = field(default=900.0, metadata=_must_be(rules.seconds()))
+    beat_scheduler: str = field(default="celery.beat:PersistentScheduler", metadata=_must_be(_SCHEDULER))
+    beat_ttl: float = field(default=5.0, metadata=_must_be(rules.seconds(_SHORTEST_TTL)))
 
 
 _RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(LockOptions)}
+_BARE = ("on_duplicate", "beat_unique_tick")
+#: As a task's class spells it → field.
+_WRITTEN = {name if name.startswith("unique_") or name in _BARE else f"lock_{name}": name for name in _RULES}
+#: Field → as a task's class spells it.
+SPELLED = {name: written for written, name in _WRITTEN.items()}
 _STORE_RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(StoreSettings)}
 _STORE_SETTINGS = {f"distlock_{'store_options' if name == 'options' else name}": name for name in _STORE_RULES}
 #: Named in the design, so people will try them; to accept one and do nothing would be a lie.
-_LATER = frozenset(
-    (
-        "lock_min_hold",
-        "lock_max_hold",
-        "lock_hold_on_retry",
-        "unique_while",
-        "unique_for",
-        "unique_key",
-        "unique_ttl",
-        "on_duplicate",
-        "beat_unique_tick",
-    )
-)
+_LATER = frozenset(("lock_hold_on_retry",))
 
 
 # --- one task, one call -----------------------------------------------------------------------------------------
@@ -192,15 +221,13 @@ def task_options(attributes: Mapping[str, Any], *, where: str) -> dict[str, Any]
     """
     layer = Layer(where)
     for written, value in attributes.items():
-        name = written.removeprefix("lock_")
         if written in _LATER:
             raise rules.not_yet(where, written)
-        if name == written:
-            continue
-        if name not in _RULES:
-            if _is_method(written, value):
+        name = _WRITTEN.get(written)
+        if name is None:
+            if not written.startswith(("lock_", "unique_")) or _is_method(written, value):
                 continue
-            raise rules.unknown(where, written, written, (f"lock_{each}" for each in _RULES))
+            raise rules.unknown(where, written, written, _WRITTEN)
         plain = value.__func__ if isinstance(value, staticmethod) else value
         layer.take(name, plain, _RULES[name], Spelling(f"{written}="))
     _refuse_unused(layer)
@@ -341,6 +368,8 @@ def conf_options(conf: Mapping[str, Any]) -> dict[str, Any]:
 # --- where layers meet ------------------------------------------------------------------------------------------
 
 
+#: What takes the place of a task that is queued.
+_LATEST = ("replace", "rerun")
 #: Two options, whether they contradict each other, and why.
 _CONTRADICTIONS: tuple[tuple[str, str, Callable[[LockOptions], bool], str], ...] = (
     (
@@ -354,6 +383,30 @@ _CONTRADICTIONS: tuple[tuple[str, str, Callable[[LockOptions], bool], str], ...]
         "on_lost",
         lambda options: options.on_unsure == "abort" and options.on_lost == "warn",
         "a lease in doubt would end the task, and one known to be lost would not",
+    ),
+    (
+        "min_hold",
+        "max_hold",
+        lambda options: options.max_hold is not None and options.min_hold > options.max_hold,
+        "the shortest time is longer than the longest",
+    ),
+    (
+        "on_duplicate",
+        "unique_for",
+        lambda options: options.on_duplicate in _LATEST and options.unique_for is not None,
+        "within that time nothing else is accepted, and the latest one always is",
+    ),
+    (
+        "on_duplicate",
+        "on_contention",
+        lambda options: options.on_duplicate == "rerun" and options.on_contention in ("skip", "fail"),
+        "the one that is to run again has to wait for its lock",
+    ),
+    (
+        "on_duplicate",
+        "limit",
+        lambda options: options.on_duplicate == "rerun" and options.limit != 1,
+        "the one that is to run again would not wait for the one that runs",
     ),
 )
 
@@ -378,7 +431,7 @@ def merge(*layers: Mapping[str, Any]) -> LockOptions:
         layer = source.get(name)
         if isinstance(layer, Layer):
             return f"{layer.show(name)} ({layer.where})"
-        return f"lock_{name}={getattr(options, name)!r}" + ("" if name in source else " (the default)")
+        return f"{SPELLED[name]}={getattr(options, name)!r}" + ("" if name in source else " (the default)")
 
     for one, other, contradict, why in _CONTRADICTIONS:
         if contradict(options):
@@ -402,6 +455,27 @@ def check_wait(options: LockOptions, acks_late: bool, where: str) -> None:
             f"{where}: lock_on_contention='wait' needs acks_late=True: a waiting task is parked with its message "
             "unacknowledged, so that the broker keeps it if the worker dies. It also means that a worker lost in "
             "the middle of a run makes the task run again. Set acks_late=True to accept that, or use 'retry'"
+        )
+
+
+def check_unique(options: LockOptions, where: str) -> None:
+    """Refuse what says how a task is unique, of one that is not.
+
+    Arguments:
+        options: the task's merged options.
+        where: what an error calls the task.
+
+    Raises:
+        LockConfigError: something is missing.
+    """
+    if options.on_duplicate in _LATEST and options.unique_while is None:
+        raise LockConfigError(
+            f"{where}: on_duplicate={options.on_duplicate!r} takes the place of a task that is queued; it needs "
+            "unique_while='queued' or 'queued_or_running'"
+        )
+    if options.unique_key is not None and not options.unique:
+        raise LockConfigError(
+            f"{where}: unique_key={options.unique_key!r} would not be used; it needs unique_while or unique_for"
         )
 
 

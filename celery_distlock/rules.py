@@ -77,17 +77,20 @@ def integer(least: int, most: int | None = None, *, or_callable: bool = False) -
     return Rule(f"an int of at least {least}{upper}{', or a callable' if or_callable else ''}", convert)
 
 
-def choice(*names: str, or_callable: bool = False) -> Rule:
+def choice(*names: str, or_callable: bool = False, optional: bool = False) -> Rule:
     """Allow one of these names."""
 
     def convert(value: Any) -> Any:
+        if value is None and optional:
+            return None
         if or_callable and callable(value):
             return value
         if not isinstance(value, str) or value not in names:
             raise ValueError
         return value
 
-    return Rule(" or ".join(map(repr, names)) + (", or a callable" if or_callable else ""), convert)
+    none = "None or " if optional else ""
+    return Rule(none + " or ".join(map(repr, names)) + (", or a callable" if or_callable else ""), convert)
 
 
 def flag() -> Rule:

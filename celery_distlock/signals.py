@@ -16,6 +16,13 @@ All carry ``task_id`` (None for direct calls) and ``key``; further arguments:
 ``lock_unsure``    ``owner``, ``fence``: the store has been silent past the lease's deadline
 ``lock_lost``      ``owner``, ``fence``: the store says that the key was given to somebody else
 =================  ==========================================================================================
+
+And of unique tasks, where ``key`` is the unique key:
+
+=====================  ======================================================================================
+``unique_duplicate``   a call was not published; ``task_id`` is the other task's; ``policy``: ``on_duplicate``
+``unique_superseded``  a task does not run, since a newer one took its place; ``by``: an id that is queued now, or None
+=====================  ======================================================================================
 """
 
 from __future__ import annotations
@@ -38,6 +45,8 @@ __all__ = [
     "lock_tasks",
     "lock_unsure",
     "lock_woken",
+    "unique_duplicate",
+    "unique_superseded",
 ]
 
 
@@ -53,6 +62,8 @@ lock_skipped = _signal("lock_skipped", "holder")
 lock_released = _signal("lock_released", "owner", "fence")
 lock_unsure = _signal("lock_unsure", "owner", "fence")
 lock_lost = _signal("lock_lost", "owner", "fence")
+unique_duplicate = _signal("unique_duplicate", "policy")
+unique_superseded = _signal("unique_superseded", "by")
 
 
 def lock_tasks(app: Celery, rules: Mapping[str, Mapping[str, Any]]) -> None:

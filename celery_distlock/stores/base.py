@@ -14,8 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Offer, Renewal, Ticket
+from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token
 
-__all__ = ["Listener", "LockStore", "Queueing"]
+__all__ = ["Listener", "LockStore", "Queueing", "Uniqueness"]
 
 
 class LockStore(ABC):
@@ -33,6 +34,8 @@ class LockStore(ABC):
     name: str
     #: The name space within it: the same key under another prefix is another lock.
     prefix: str = ""
+    #: Whether :meth:`release` looks at ``Lease.rest``; where it does not, tasks cannot have a ``lock_min_hold``.
+    rests: bool = False
 
     @abstractmethod
     def acquire(self, claim: Claim) -> Lease | Contended | Completed:
@@ -62,7 +65,9 @@ class LockStore(ABC):
 
         Arguments:
             leases: what to give back. One with fence 0 (:meth:`Lease.unknown`) also bars its owner from being
-                granted the key later, for an acquire that may still be under way.
+                granted the key later, for an acquire that may still be under way. One with a ``rest`` keeps its place
+                taken for so many seconds, if the store :attr:`rests`: nobody can renew or release it, and after that
+                it is gone without a trace.
             completions: empty, or one per lease: the record to leave with it, atomically, or None.
 
         Raises:
@@ -230,4 +235,52 @@ class Queueing(ABC):
             on_offer: called with key and owner when an offer was made. It must return at once unless the listener is
                 :attr:`~Listener.patient`, may be called more than once for one offer, and in any thread.
             on_gap: called when hints may have been lost, and when they can be heard at first: a good moment to poll.
+        """
+
+
+class Uniqueness(ABC):
+    """A store's power to keep a message from being published twice; see :mod:`celery_distlock.tokens`.
+
+    A running task that is unique holds an ordinary lease, on :func:`~celery_distlock.tokens.running_key`, which is
+    renewed and released as any other. Nothing is left behind after the ttls and windows of the tokens.
+    """
+
+    @abstractmethod
+    def reserve(self, token: Token) -> Reserved | Duplicate | Superseded:
+        """Enter a message as the one of its key, unless there is another one.
+
+        Asking again with the same id enters it again, its time started anew, whoever runs. One that is queued, or
+        was accepted within its window, makes the answer :class:`Duplicate`; one that runs (has a lease on the
+        running key whose record has an ``id``) does if ``token.running``.
+
+        With ``token.replaces`` the message has been published already, and may have started (:meth:`begin`): the one
+        that is queued is superseded, for as long as either of them may be queued. If it cannot take the place, since
+        another one runs, it is superseded itself.
+
+        Raises:
+            StoreUnavailable: there was no answer; it may be entered.
+        """
+
+    @abstractmethod
+    def begin(self, token: Token, claim: Claim | None) -> Begun | Superseded:
+        """Start a message: its place is free again, and its owner has the lease on the running key, in one step.
+
+        Asking again is answered the same. An id that has no place starts, too; with ``token.replaces`` the store
+        remembers for a minute that it has.
+
+        Arguments:
+            token: what was reserved; its key and id count, and ``replaces``.
+            claim: for the lease, with its owner, ttl and record; None: no lease. While another owner is believed none
+                is granted.
+
+        Raises:
+            StoreUnavailable: there was no answer; it may have begun.
+        """
+
+    @abstractmethod
+    def cancel(self, token: Token, *, window: bool) -> None:
+        """Free the place of a message that will not start, if it still is its own; with ``window`` that, too.
+
+        Raises:
+            StoreUnavailable: there was no answer; the place is free after its ttl.
         """

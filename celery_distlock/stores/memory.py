@@ -27,15 +27,14 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import heapq
 import itertools
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from celery_distlock.errors import LockConfigError
@@ -52,54 +51,19 @@ from celery_distlock.lease import (
     deadline_of,
     new_owner,
 )
-from celery_distlock.stores.base import Listener, LockStore, Queueing
+from celery_distlock.stores.base import Listener, LockStore, Queueing, Uniqueness
+from celery_distlock.stores.expiring import Expiring
+from celery_distlock.stores.memory_tokens import Tokens
+from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token, running_key
 
 __all__ = ["MemoryStore"]
 
 #: Seconds for which an expired holder stays listed, and for which tombstones and bars are remembered.
 _MEMORY = 3600.0
 
-_T = TypeVar("_T")
-_Pair = tuple[str, str]  # (key, owner) or (key, run)
-
 # Wall-clock microseconds to start with, so that the fences of a restarted process are above those of its predecessor.
 # Tickets are numbered by the same count.
 _fences = itertools.count(time.time_ns() // 1000)
-
-
-class _Expiring(Generic[_T]):
-    """A mapping whose entries vanish at a time of their own; each operation costs O(log n)."""
-
-    def __init__(self) -> None:
-        self._entries: dict[_Pair, tuple[float, _T]] = {}
-        self._due: list[tuple[float, _Pair]] = []
-
-    def __contains__(self, pair: _Pair) -> bool:
-        return pair in self._entries
-
-    def put(self, pair: _Pair, until: float, value: _T) -> None:
-        self._entries[pair] = (until, value)
-        heapq.heappush(self._due, (until, pair))
-        if len(self._due) > 2 * len(self._entries) + 64:  # outdated entries: renewed or removed before they were due
-            self._due = [(until, pair) for pair, (until, _) in self._entries.items()]
-            heapq.heapify(self._due)
-
-    def pop(self, pair: _Pair) -> None:
-        self._entries.pop(pair, None)
-
-    def until(self, pair: _Pair) -> float:
-        return self._entries[pair][0]
-
-    def purge(self, now: float) -> list[_T]:
-        """Drop what is due by now, and return it."""
-        dropped = []
-        while self._due and self._due[0][0] <= now:
-            until, pair = heapq.heappop(self._due)
-            entry = self._entries.get(pair)
-            if entry is not None and entry[0] == until:
-                dropped.append(entry[1])
-                del self._entries[pair]
-        return dropped
 
 
 @dataclass
@@ -111,6 +75,8 @@ class _Held:
     record: Mapping[str, Any]
     #: Set until the waiter that was offered this place has taken it.
     offer: _Waiter | None = None
+    #: Released before its shortest time was over.
+    resting: bool = False
 
 
 @dataclass
@@ -151,16 +117,17 @@ class _Table:
     #: key → owner → holder. No key without a holder.
     holders: dict[str, dict[str, _Held]] = field(default_factory=dict)
     #: When the holders above leave the table although nobody came.
-    listed: _Expiring[_Held] = field(default_factory=_Expiring)
-    tombstones: _Expiring[None] = field(default_factory=_Expiring)
-    barred: _Expiring[None] = field(default_factory=_Expiring)
-    completions: _Expiring[None] = field(default_factory=_Expiring)
+    listed: Expiring[_Held] = field(default_factory=Expiring)
+    tombstones: Expiring[None] = field(default_factory=Expiring)
+    barred: Expiring[None] = field(default_factory=Expiring)
+    completions: Expiring[None] = field(default_factory=Expiring)
     #: key → those who wait for it. No key without a waiter.
     queues: dict[str, _Queue] = field(default_factory=dict)
     #: When waiters are taken for gone, and when offers end.
-    patience: _Expiring[_Waiter] = field(default_factory=_Expiring)
+    patience: Expiring[_Waiter] = field(default_factory=Expiring)
     #: (listener, key, owner) of offers made since the mutex was taken.
     hints: list[tuple[str, str, str]] = field(default_factory=list)
+    tokens: Tokens = field(default_factory=Tokens)
 
     @contextlib.contextmanager
     def opened(self, now: float) -> Iterator[None]:
@@ -181,6 +148,7 @@ class _Table:
             self._unlist(held)
         for memories in (self.tombstones, self.barred, self.completions):
             memories.purge(now)
+        self.tokens.purge(now)
         overdue = self.patience.purge(now)
         for waiter in overdue:
             self.drop(waiter.claim.key, waiter.claim.owner)
@@ -259,7 +227,7 @@ class _Table:
 
     def extend(self, held: _Held, expires: float) -> None:
         held.expires = expires
-        self.listed.put((held.key, held.owner), expires + _MEMORY, held)
+        self.listed.put((held.key, held.owner), expires + (0.0 if held.resting else _MEMORY), held)
 
     def remove(self, held: _Held) -> None:
         self.listed.pop((held.key, held.owner))
@@ -287,6 +255,13 @@ class _Table:
             self.bury(held.key, held.owner, now)
         return True
 
+    def runner(self, key: str, now: float) -> str | None:
+        """Return the id that the key's holder has told, if it is still believed."""
+        for held in self.holders.get(key, {}).values():
+            if held.expires > now and isinstance(held.record.get("id"), str):
+                return str(held.record["id"])
+        return None
+
     def describe(self, key: str, now: float) -> list[Holder]:
         oldest_first = sorted(self.holders.get(key, {}).values(), key=lambda h: h.fence)
         return [
@@ -299,6 +274,7 @@ class _Table:
                     "fence": h.fence,
                     "remaining": h.expires - now,
                     **({"offered": True} if h.offer else {}),
+                    **({"resting": True} if h.resting else {}),
                 },
             )
             for h in oldest_first
@@ -333,7 +309,7 @@ class _MemoryListener(Listener):
         _listening.pop(self.name, None)
 
 
-class MemoryStore(LockStore, Queueing):
+class MemoryStore(LockStore, Queueing, Uniqueness):
     """A store in the memory of this process.
 
     Arguments:
@@ -342,6 +318,8 @@ class MemoryStore(LockStore, Queueing):
         clock: the store's time in seconds; give all stores of one name the same. The deadlines of leases stay on
             ``time.monotonic()``, as everywhere.
     """
+
+    rests = True
 
     def __init__(
         self, name: str = "", *, prefix: str = "distlock", clock: Callable[[], float] = time.monotonic
@@ -436,6 +414,10 @@ class MemoryStore(LockStore, Queueing):
                 held = table.find(lease)
                 if held is not None:
                     table.remove(held)
+                    if lease.rest:
+                        table.enter(
+                            replace(held, owner=f"{held.owner}:resting", expires=now + lease.rest, resting=True)
+                        )
                 if lease.fence == 0:
                     table.drop(lease.key, lease.owner)
                 # A lease of before the loss of the data is barred too, or a renewal under way would re-assert it.
@@ -561,6 +543,35 @@ class MemoryStore(LockStore, Queueing):
         """Start to listen; see :meth:`Queueing.listen`. There are no gaps."""
         on_gap()
         return _MemoryListener(on_offer)
+
+    def reserve(self, token: Token) -> Reserved | Duplicate | Superseded:
+        """Enter a message as the one of its key; see :meth:`Uniqueness.reserve`."""
+        now, table = self._clock(), self._table
+        with table.opened(now):
+            return table.tokens.reserve(token, table.runner(running_key(token.key), now), now)
+
+    def begin(self, token: Token, claim: Claim | None) -> Begun | Superseded:
+        """Start a message; see :meth:`Uniqueness.begin`."""
+        sent = time.monotonic()
+        now, table = self._clock(), self._table
+        with table.opened(now):
+            answer = table.tokens.begin(token, now)
+            if answer is not None or claim is None:
+                return answer or Begun()
+            lease = self._held(table, claim, now, sent)
+            if lease is not None:
+                return Begun(lease.fence)
+            if table.refuses(claim) or not table.make_room(claim, now):
+                return Begun()
+            fence = next(_fences)
+            table.enter(_Held(claim.key, claim.owner, fence, now + claim.ttl, dict(claim.record)))
+            return Begun(fence)
+
+    def cancel(self, token: Token, *, window: bool) -> None:
+        """Free the place of a message that will not start; see :meth:`Uniqueness.cancel`."""
+        table = self._table
+        with table.mutex:
+            table.tokens.cancel(token, window=window)
 
     def close(self) -> None:
         """Do nothing: there are no connections, and the data belong to the process."""

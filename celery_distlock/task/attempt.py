@@ -42,7 +42,8 @@ from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
-from celery_distlock.task.grant import confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.message import UNIQUE_HEADER
 from celery_distlock.task.parked import Parked
 from celery_distlock.task.parking import ask_with_ticket, ticket_of, wait_parked
 from celery_distlock.task.redelivery import (
@@ -55,6 +56,7 @@ from celery_distlock.task.redelivery import (
     settle_copy,
 )
 from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER, Run
+from celery_distlock.task.unique import UniqueMessage, enter
 from celery_distlock.waiting import poll_for
 
 __all__ = ["run_traced"]
@@ -75,6 +77,7 @@ class _Grant:
     cell: cells.Cell | None
     kept: SelfKept | None
     run: Run
+    min_hold: float
 
 
 @dataclass
@@ -96,9 +99,12 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
     if frames() and not request.is_eager:
         # Nothing runs below a worker's task: what is left here was left by a signal that struck between two lines.
         frames()[:] = [frame for frame in frames() if not isinstance(frame.subject, Context)]
+    if request.headers and UNIQUE_HEADER in request.headers:
+        enter(task, request)
     options: LockOptions = task._lock_checked_options_of(request)
     key = task._lock_key_of(request, args, kwargs)
     if key is None:
+        _begin(task, request, options, Run.of(request, request.headers), None)
         _started(task, request)
         return body(*args, **kwargs)
     outer = holding(key, task._lock_store) if frames() else None
@@ -117,6 +123,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
             request.distlock_unlocked = True
+            _begin(task, request, options, run, key)
             _started(task, request)
             return body(*args, **kwargs)
         if options.on_store_error == "fail" or request.is_eager:
@@ -140,10 +147,26 @@ def _hold(
         if request.headers and header in request.headers:
             request.headers = {name: value for name, value in request.headers.items() if name != header}
     lock_acquired.send(sender=task, task_id=request.id, key=grant.lock.key, lock=grant.lock)
+    _begin(task, request, options, grant.run, grant.lock.key)
     _started(task, request)
     result = body(*args, **kwargs)
     confirm(task, request.id, options, grant.lock)
     return result
+
+
+def _begin(task: Any, request: Any, options: LockOptions, run: Run, key: str | None) -> None:
+    """Tell the store that a unique message starts; without an answer the task follows ``lock_on_store_error``."""
+    message: UniqueMessage | None = getattr(request, "distlock_unique", None)
+    if message is None:
+        return
+    try:
+        message.begin(options, run)
+    except StoreUnavailable as error:
+        if options.on_store_error == "fail":
+            raise
+        if options.on_store_error == "retry":
+            retry_later(task, options, run, str(key), error)
+        log.warning("Task %s[%s] runs without a word to the store: %s", task.name, run.id, error)
 
 
 def _started(task: Any, request: Any) -> None:
@@ -157,11 +180,13 @@ def _acquire(
     task: Any, request: Any, options: LockOptions, key: str, run: Run, args: Any, kwargs: Any
 ) -> _Grant | _Skipped:
     store: LockStore = task._lock_store
+    if options.min_hold and not store.rests:
+        raise cannot_rest(task.name, store)
     owner, cell = _identity(request)
     handed = cell.take_over(owner) if cell is not None else None
     if handed is not None and handed.key == key and handed.remaining > 0:
         # It waited in the main process, which was granted the key in its place.
-        return _granted(task, request, store, handed, cell, run)
+        return _granted(task, request, options, store, handed, cell, run)
     limit = limit_of(task, options, args, kwargs)
     redelivered = is_redelivered(request)
     if cell is not None and not cell.asking(key, owner, options.ttl, limit):
@@ -186,7 +211,7 @@ def _acquire(
             cell.refused()
         answer = settle_copy(task, request, store, claim, run, answer)
     if isinstance(answer, Lease):
-        return _granted(task, request, store, answer, cell, run)
+        return _granted(task, request, options, store, answer, cell, run)
     if cell is not None:
         cell.refused()
     if isinstance(answer, Completed):
@@ -209,15 +234,17 @@ def _identity(request: Any) -> tuple[str, cells.Cell | None]:
     return owner, cells.attach(arena, index) if index is not None else None
 
 
-def _granted(task: Any, request: Any, store: LockStore, lease: Lease, cell: cells.Cell | None, run: Run) -> _Grant:
+def _granted(
+    task: Any, request: Any, options: LockOptions, store: LockStore, lease: Lease, cell: cells.Cell | None, run: Run
+) -> _Grant:
     trust: Trust
     kept = None
     if cell is not None:
         cell.granted(lease)
         trust = cell
     else:
-        trust = kept = keep_alive(task, request.id, store, lease)
-    return _Grant(store, lease, HeldLock(lease, store, trust), cell, kept, run)
+        trust = kept = keep_alive(task, request.id, store, lease, options.max_hold)
+    return _Grant(store, lease, HeldLock(lease, store, trust, options.max_hold), cell, kept, run, options.min_hold)
 
 
 # -- refused -----------------------------------------------------------------------------------------------------
@@ -234,6 +261,9 @@ def _refused(
     args: Any,
     kwargs: Any,
 ) -> _Grant | _Skipped:
+    message: UniqueMessage | None = getattr(request, "distlock_unique", None)
+    if message is not None:
+        message.still_queued()
     since = (request.headers or {}).get(SINCE_HEADER)
     contention = Contention(
         answer.key, answer.holder, run.attempt, 0.0 if since is None else max(0.0, time.time() - since)
@@ -248,12 +278,12 @@ def _refused(
         if policy == "wait":
             got = wait_parked(task, request, options, run, claim, cell, answer)
             if isinstance(got, Lease):
-                return _granted(task, request, task._lock_store, got, cell, run)
+                return _granted(task, request, options, task._lock_store, got, cell, run)
             _turn_away(task, request, run)
         retry_later(task, options, run, answer.key, error, answer.holder)
     # Celery would run a Retry at once and recursively: wait in place instead.
     lease = wait_in_place(task, options, answer, run, args, kwargs)
-    return _granted(task, request, task._lock_store, lease, None, run)
+    return _granted(task, request, options, task._lock_store, lease, None, run)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------
@@ -266,31 +296,49 @@ def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, 
     stack = frames()
     stack[:] = [frame for frame in stack if frame.subject is not request]
     grant: _Grant | None = getattr(request, "distlock_grant", None)
+    message: UniqueMessage | None = getattr(request, "distlock_unique", None)
+    running = [] if message is None else message.ends(state)
     if grant is not None:
-        _release(task, request, grant, leaves_record(task, request, state, retval))
+        _release(task, request, grant, state, leaves_record(task, request, state, retval), message, running)
+    elif message is not None:
+        message.release(running)
 
 
 # Tracers look at the receivers when they are built, so this is connected at import, and for good.
 signals.task_postrun.connect(_on_postrun, weak=False, dispatch_uid="celery_distlock.release")
 
 
-def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
+def _release(
+    task: Any,
+    request: Any,
+    grant: _Grant,
+    state: str | None,
+    complete: bool,
+    message: UniqueMessage | None,
+    running: list[Lease],
+) -> None:
     lock, lease = grant.lock, grant.lease
     lock.released = True
+    if grant.min_hold and state in states.READY_STATES:
+        # Not between a task's own retries: those are one piece of work.
+        lease = grant.lease = at_release(lease, grant.min_hold)
     completion = completion_of(task, lease.key, grant.run) if complete else None
     if grant.kept is not None:
         grant.kept.end()
     if grant.cell is not None:
         grant.cell.releasing(complete)
     try:
-        (ours,) = grant.store.release([lease], [completion])
+        # The running key first: whoever is granted the lock next finds it free.
+        *_, ours = grant.store.release([*running, lease], [*(None for _ in running), completion])
     except StoreUnavailable as error:
         log.warning("Task %s[%s]: lock %r will be released later: %s", task.name, request.id, lease.key, error)
-        _release_later(grant, completion)
+        _release_later(grant, completion, message)
         return
     except BaseException:
-        _release_later(grant, completion)
+        _release_later(grant, completion, message)
         raise
+    if message is not None:
+        message.released()
     if grant.cell is not None:
         grant.cell.done()
     if not ours:
@@ -298,7 +346,9 @@ def _release(task: Any, request: Any, grant: _Grant, complete: bool) -> None:
     lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
 
 
-def _release_later(grant: _Grant, completion: Completion | None) -> None:
+def _release_later(grant: _Grant, completion: Completion | None, message: UniqueMessage | None) -> None:
+    if message is not None:
+        message.release_later()
     if grant.cell is not None:
         # The main process goes on: it outlives this child.
         grant.cell.owed()

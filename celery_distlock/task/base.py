@@ -18,11 +18,20 @@ from celery import Task
 from celery_distlock.errors import LockConfigError
 from celery_distlock.held import HeldLock, frames
 from celery_distlock.keys import KeyFunction, KeySpec, compile_key
-from celery_distlock.options import LockOptions, call_options, check_wait, conf_options, merge, task_options
+from celery_distlock.options import (
+    LockOptions,
+    call_options,
+    check_unique,
+    check_wait,
+    conf_options,
+    merge,
+    task_options,
+)
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.of_app import store_of
 from celery_distlock.task.attempt import run_traced
 from celery_distlock.task.direct import run_direct
+from celery_distlock.task.publish import publish
 from celery_distlock.task.run import OPTIONS_HEADER
 
 if TYPE_CHECKING:
@@ -60,6 +69,8 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
     # The app's defaults, overridden by the class's own options; set when the task is bound.
     _lock_options: LockOptions = LockOptions()
     _lock_key: KeyFunction
+    _lock_unique: bool = False
+    _lock_unique_key: KeyFunction
     _lock_completion_ttl: float = _DEFAULT_VISIBILITY * _VISIBILITY_MARGIN
     _lock_track_started: bool = False
     _lock_said: frozenset[str] = frozenset()
@@ -73,6 +84,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         if "run" in attributes:
             # Checked here, where it is written; compiled again when the task is bound and has its final name.
             _compile(cls, name, options.key)
+            _compile(cls, name, options.unique_key, "unique_key")
 
     @classmethod
     def bind(cls, app: Celery) -> Any:
@@ -82,7 +94,10 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         # Read again: task_annotations may have added some.
         cls._lock_options = merge(conf_options(app.conf), task_options(_attributes(cls), where=where))
         check_wait(cls._lock_options, bool(cls.acks_late), where)
+        check_unique(cls._lock_options, where)
         cls._lock_key = staticmethod(_compile(cls, cls.name, cls._lock_options.key))
+        cls._lock_unique = cls._lock_options.unique
+        cls._lock_unique_key = staticmethod(_unique_key_of(cls, cls._lock_options))
         transport = app.conf.broker_transport_options or {}
         visibility = float(transport.get("visibility_timeout") or _DEFAULT_VISIBILITY)
         cls._lock_completion_ttl = max(visibility, _DEFAULT_VISIBILITY) * _VISIBILITY_MARGIN
@@ -90,6 +105,10 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
             # The tracer would store STARTED before the lock is asked for: over the result of a run that has ended,
             # if the broker delivers its message again, and for tasks that are refused.
             cls._lock_track_started, cls.track_started = True, False
+        if cls._lock_options.beat_unique_tick:
+            from celery_distlock.beat import watch_beats
+
+            watch_beats()
         # Imported here: a publisher needs nothing of the worker's.
         from celery_distlock.worker.steps import supervise
 
@@ -124,11 +143,18 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
             lock: lock options for this call only, without their prefix: ``{"ttl": 60, "on_contention": "skip"}``.
                 They travel in a header and survive retries.
 
+        Returns:
+            the result; of a unique task it has the attribute ``duplicate``: whether it is another, earlier call's.
+
         Raises:
-            LockConfigError: one of them is wrong.
+            LockConfigError: one of the options is wrong, or the task is unique and its store cannot tell.
+            DuplicateTask: the task is unique, and ``on_duplicate="raise"``.
+            StoreUnavailable: the task is unique, the store gave no answer, and ``lock_on_store_error="fail"``.
         """
         if lock is not None:
             options["headers"] = self._lock_header(options.get("headers"), lock)
+        if self._lock_unique or lock is not None:
+            return publish(self, super().apply_async, args, kwargs, more, options)
         return super().apply_async(args, kwargs, *more, **options)
 
     def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
@@ -146,8 +172,13 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         where = f"task {self.name}"
         given = call_options(lock, where=where)
         options = merge(self._lock_options.__dict__, given)
+        if options.unique or not self._lock_unique:
+            # A unique task may be called as one that is not.
+            check_unique(options, where)
         if "key" in given:
             _compile(type(self), self.name, options.key)
+        if "unique_key" in given:
+            _compile(type(self), self.name, options.unique_key, "unique_key")
         return {**(headers or {}), OPTIONS_HEADER: given}
 
     @property
@@ -174,6 +205,11 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
             return _compile(type(self), self.name, self._lock_checked_options_of(request).key)(args, kwargs)
         return type(self)._lock_key(args, kwargs)
 
+    def _lock_unique_key_of(self, options: LockOptions, args: Any, kwargs: Any) -> str | None:
+        if options is self._lock_options:
+            return type(self)._lock_unique_key(args, kwargs)
+        return _unique_key_of(type(self), options)(args, kwargs)
+
     def _lock_warn_once(self, sentence: str) -> None:
         cls = type(self)
         if sentence not in cls._lock_said:
@@ -187,13 +223,19 @@ def _attributes(cls: type[LockedTask]) -> dict[str, Any]:
     return {name: value for base in added for name, value in vars(base).items()}
 
 
-def _compile(cls: type[LockedTask], name: str, spec: KeySpec) -> KeyFunction:
+def _unique_key_of(cls: type[LockedTask], options: LockOptions) -> KeyFunction:
+    if options.unique_key is None:
+        return _compile(cls, cls.name, options.key)
+    return _compile(cls, cls.name, options.unique_key, "unique_key")
+
+
+def _compile(cls: type[LockedTask], name: str, spec: KeySpec, option: str = "lock_key") -> KeyFunction:
     # A class that defines ``run(self, …)`` itself has it as a method; ``@app.task(bind=True)`` as a function of self;
     # ``@app.task`` as a static one.
     run = inspect.getattr_static(cls, "run")
     if isinstance(run, staticmethod):
-        return compile_key(name, spec, run.__func__)
-    return compile_key(name, spec, run, bound=True)
+        return compile_key(name, spec, run.__func__, option=option)
+    return compile_key(name, spec, run, bound=True, option=option)
 
 
 def _guard(cls: type[LockedTask]) -> None:

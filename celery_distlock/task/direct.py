@@ -17,7 +17,7 @@ from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task import event_loop
 from celery_distlock.task.contention import Contention, decide, skip
-from celery_distlock.task.grant import confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
 from celery_distlock.task.run import Run
 
 __all__ = ["run_direct"]
@@ -44,6 +44,8 @@ def run_direct(task: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> A
     if event_loop.is_here():
         return event_loop.run_beside(task.name, lambda: run_direct(task, body, args, kwargs))
     store: LockStore = task._lock_store
+    if options.min_hold and not store.rests:
+        raise cannot_rest(task.name, store)
     run = Run(None)
     claim = Claim(key, new_owner(), options.ttl, limit_of(task, options, args, kwargs), record_of(task, run))
     try:
@@ -62,15 +64,16 @@ def run_direct(task: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> A
         log.warning("Task %s runs without its lock %r: %s", task.name, key, error)
         return body(*args, **kwargs)
     assert isinstance(answer, Lease)
-    kept = keep_alive(task, None, store, answer)
-    lock = HeldLock(answer, store, kept)
+    kept = keep_alive(task, None, store, answer, options.max_hold)
+    lock = HeldLock(answer, store, kept, options.max_hold)
     lock_acquired.send(sender=task, task_id=None, key=key, lock=lock)
     try:
         result = _framed(Frame(task, lock, owns=True), body, args, kwargs)
         confirm(task, None, options, lock)
         return result
     finally:
-        _release_direct(task, store, answer, lock, kept)
+        lease = at_release(answer, options.min_hold) if options.min_hold else answer
+        _release_direct(task, store, lease, lock, kept)
 
 
 def _framed(frame: Frame, body: Callable[..., Any], args: Any, kwargs: Any) -> Any:

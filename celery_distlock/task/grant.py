@@ -6,10 +6,11 @@ import logging
 import os
 import socket
 import time
+from dataclasses import replace
 from typing import Any
 
-from celery_distlock.errors import LockLost, LockTimeout
-from celery_distlock.held import SILENT, TAKEN, HeldLock, SelfKept
+from celery_distlock.errors import LockConfigError, LockLost, LockTimeout
+from celery_distlock.held import SILENT, TAKEN, TOO_LONG, HeldLock, SelfKept, granted_at
 from celery_distlock.lease import Claim, Contended, Lease, new_owner
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_lost, lock_unsure
@@ -17,7 +18,7 @@ from celery_distlock.stores.base import LockStore
 from celery_distlock.task.run import Run
 from celery_distlock.waiting import wait_for
 
-__all__ = ["confirm", "keep_alive", "limit_of", "record_of", "wait_in_place"]
+__all__ = ["at_release", "cannot_rest", "confirm", "keep_alive", "limit_of", "record_of", "wait_in_place"]
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +47,17 @@ def limit_of(task: Any, options: LockOptions, args: Any, kwargs: Any) -> int:
     return limit
 
 
-def keep_alive(task: Any, task_id: str | None, store: LockStore, lease: Lease) -> SelfKept:
+def keep_alive(
+    task: Any, task_id: str | None, store: LockStore, lease: Lease, max_hold: float | None = None
+) -> SelfKept:
     """Have this process renew the lease, since no main process does."""
 
     def on_trouble(what: str) -> None:
         log.warning("Task %s[%s]: lock %r: %s", task.name, task_id, lease.key, what)
-        signal = lock_lost if what is TAKEN else lock_unsure
+        signal = lock_unsure if what is SILENT else lock_lost
         signal.send(sender=task, task_id=task_id, key=lease.key, owner=lease.owner, fence=lease.fence)
 
-    return SelfKept(store, lease, on_trouble)
+    return SelfKept(store, lease, on_trouble, max_hold)
 
 
 def wait_in_place(task: Any, options: LockOptions, answer: Contended, run: Run, args: Any, kwargs: Any) -> Lease:
@@ -72,11 +75,25 @@ def wait_in_place(task: Any, options: LockOptions, answer: Contended, run: Run, 
     raise LockTimeout(answer.key, time.monotonic() - started, getattr(got, "holder", None))
 
 
+def at_release(lease: Lease, min_hold: float) -> Lease:
+    """Return the lease as it is to be released: its key stays taken until ``min_hold`` seconds from its grant."""
+    return replace(lease, rest=max(0.0, granted_at(lease) + min_hold - time.monotonic()))
+
+
+def cannot_rest(name: str, store: LockStore) -> LockConfigError:
+    """Return the error for a task that has a shortest time and a store that knows of none."""
+    return LockConfigError(f"task {name}: lock_min_hold needs a store that can keep it, which {store.name} cannot")
+
+
 def confirm(task: Any, task_id: str | None, options: LockOptions, lock: HeldLock) -> None:
     """Keep a result from being stored as a success when somebody else held the key at the same time."""
     what = lock.confirm()
     if what is None:
         return
-    if (what is TAKEN and options.on_lost == "abort") or (what is SILENT and options.on_unsure == "abort"):
+    if (
+        (what is TAKEN and options.on_lost == "abort")
+        or (what is SILENT and options.on_unsure == "abort")
+        or what is TOO_LONG
+    ):
         raise LockLost(lock.key, what)
     log.warning("Task %s[%s] ended without being sure of its lock %r: %s", task.name, task_id, lock.key, what)

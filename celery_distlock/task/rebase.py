@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from celery_distlock.errors import LockConfigError
-from celery_distlock.options import merge, task_options
+from celery_distlock.options import SPELLED, merge, task_options
 from celery_distlock.task.base import LockedTask
 
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ def lock_tasks(app: Celery, rules: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for pattern, options in rules.items():
         where = f"lock_tasks, {pattern!r}"
-        strangers = [name for name in options if not name.startswith("lock_")]
+        strangers = [name for name in options if name not in SPELLED.values() and not name.startswith("lock_")]
         if strangers:
-            raise LockConfigError(f"{where}: {strangers[0]!r} is no lock option; they all begin with lock_")
+            allowed = ", ".join(SPELLED.values())
+            raise LockConfigError(f"{where}: {strangers[0]!r} is no lock option; allowed: {allowed}")
         merge(task_options(options, where=where))
 
     locking = _Locking(app, rules)

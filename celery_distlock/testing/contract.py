@@ -324,6 +324,52 @@ class StoreContract:
         store.forget([])
         assert self.owners(store, "k") == [lease.owner]
 
+    # --- a shortest time ----------------------------------------------------------------------------------------
+
+    @pytest.fixture
+    def resting_store(self, store: LockStore) -> LockStore:
+        """Return the store, if it keeps the place of a lease that was released too early."""
+        if not store.rests:
+            pytest.skip("this store keeps no shortest time")
+        return store
+
+    def test_a_place_that_rests_is_taken_until_its_time_is_over(self, resting_store: LockStore) -> None:
+        store = resting_store
+        lease = granted(store.acquire(claim("k", record={"id": "8c1f"})))
+        assert store.release([replace(lease, rest=2 * self.ttl)]) == [True]
+        (holder,) = contended(store.acquire(claim("k"))).holders
+        assert (holder.get("id"), holder.get("resting")) == ("8c1f", True)
+        assert 0 < holder["remaining"] <= 2 * self.ttl
+        self.wait(2 * self.ttl + 0.02)
+        assert store.holders("k") == []
+        # At once: nobody could speak up for it.
+        granted(store.acquire(claim("k")))
+
+    def test_nobody_renews_or_releases_a_place_that_rests(self, resting_store: LockStore) -> None:
+        store = resting_store
+        lease = granted(store.acquire(claim("k")))
+        store.release([replace(lease, rest=30.0)])
+        assert store.renew([lease]) == [Renewal.GONE]
+        assert store.release([lease]) == [False]
+        contended(store.acquire(claim("k", owner=lease.owner)))
+
+    def test_places_that_rest_count_as_any(self, resting_store: LockStore) -> None:
+        store = resting_store
+        first, second = (granted(store.acquire(claim("k", limit=2))) for _ in range(2))
+        store.release([replace(first, rest=self.ttl)])
+        contended(store.acquire(claim("k", limit=2)))
+        self.wait(self.ttl + 0.02)
+        granted(store.acquire(claim("k", limit=2)))
+        assert store.renew([second]) == [Renewal.HELD]
+
+    def test_a_lease_that_was_lost_does_not_rest(self, resting_store: LockStore) -> None:
+        store = resting_store
+        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+        self.expire(old)
+        new = self.take(store, claim("k"))
+        assert store.release([replace(old, rest=30.0)]) == [False]
+        assert self.owners(store, "k") == [new.owner]
+
     # --- renewal --------------------------------------------------------------------------------------------------
 
     def test_a_renewed_lease_is_held_beyond_its_first_ttl(self, store: LockStore) -> None:

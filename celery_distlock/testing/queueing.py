@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,6 +188,21 @@ class QueueingContract(StoreContract):
         assert offer(two).key == "k2"
 
     # --- first in, first out --------------------------------------------------------------------------------------
+
+    def test_a_place_that_rests_is_offered_when_its_time_is_over(self, store: _Store) -> None:
+        if not store.rests:
+            pytest.skip("this store keeps no shortest time")
+        lease = self.hold(store)
+        first = self.join(store)
+        assert first.ahead == 0
+        released = time.monotonic()
+        store.release([replace(lease, rest=self.ttl)])
+        (place,) = store.poll([first])
+        # The waiter is told when it can pay to ask again.
+        assert ticket(place).look_at <= released + self.ttl + 0.1
+        offer, _ = self.offered(store, [first], self.ttl + self.slack)
+        assert offer.owner == first.owner
+        assert time.monotonic() >= released + self.ttl
 
     def test_a_released_key_is_offered_to_the_first_waiter_only(self, store: _Store) -> None:
         lease = self.hold(store)

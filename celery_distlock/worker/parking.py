@@ -336,6 +336,7 @@ class Parking:
             key = parked.claim.key
             log.info("Task %s[%s] gives up: lock_timeout has passed waiting for lock %r", request.name, request.id, key)
             _fail(request, LockTimeout(key, time.time() - parked.since, parked.holder))
+            self._warden.never_starts(request)
         elif now >= parked.leaves_at:
             log.info("Task %s[%s] has been parked for as long as it may", request.name, request.id)
             self._leave(parked, partial(self._run, parked, None, room=False))

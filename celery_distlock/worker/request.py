@@ -66,6 +66,11 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
         if Warden.current is not None:
             Warden.current.settled(self)
 
+    def _announce_revoked(self, *args: Any, **kwargs: Any) -> None:
+        super()._announce_revoked(*args, **kwargs)
+        if Warden.current is not None:
+            Warden.current.never_starts(self)
+
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """Note which executor has begun."""
         if self.supervised is not None:

@@ -10,6 +10,7 @@ from celery import bootsteps
 from celery_distlock.errors import LockConfigError, StoreUnavailable
 from celery_distlock.stores.of_app import store_of
 from celery_distlock.task import event_loop
+from celery_distlock.task.message import tokens_of
 from celery_distlock.task.rebase import unmatched_patterns
 from celery_distlock.worker import commands as _commands  # noqa: F401  # registers them
 from celery_distlock.worker.warden import Warden
@@ -42,12 +43,16 @@ class WardenStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
         """Report at start-up, rather than at 3 a.m., a store that is missing or can forget locks.
 
         Raises:
-            LockConfigError: no store is configured, or a pattern of ``lock_tasks`` matches nothing.
+            LockConfigError: no store is configured, it cannot do what a task wants, or a pattern of ``lock_tasks``
+                matches nothing.
         """
         unmatched = unmatched_patterns(worker.app)
         if unmatched:
             raise LockConfigError(f"lock_tasks: no registered task matches {', '.join(map(repr, unmatched))}")
         store = store_of(worker.app)
+        for task in worker.app.tasks.values():
+            if getattr(task, "_lock_unique", False):
+                tokens_of(task)
         check = getattr(store, "check", lambda: ())
         try:
             for warning in check():

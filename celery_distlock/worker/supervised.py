@@ -6,12 +6,13 @@ The executor's side is the request's cell (:mod:`celery_distlock.cells`); this i
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from celery_distlock import cells
 from celery_distlock.errors import LockLost
-from celery_distlock.held import SILENT, TAKEN
+from celery_distlock.held import SILENT, TAKEN, TOO_LONG, granted_at
 from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept
 from celery_distlock.lease import Lease, Renewal
 from celery_distlock.options import LockOptions
@@ -23,6 +24,7 @@ from celery_distlock.worker.children import Child
 
 if TYPE_CHECKING:
     from celery_distlock.worker.parking import Waited
+    from celery_distlock.worker.unique import SupervisedPlace
     from celery_distlock.worker.warden import Warden
 
 __all__ = ["Supervised"]
@@ -54,6 +56,11 @@ class Supervised(Kept):
         self.accepted = False
         self.child: Child | None = None
         self.aborted: LockLost | None = None
+        #: Monotonic time of the grant, once it was seen.
+        self.granted_at: float | None = None
+        self._overdue = False
+        #: Of a unique message.
+        self.place: SupervisedPlace | None = None
         self.ended = False
         #: Whether the run ended in a way that left a completion record; known once it has ended.
         self.complete = False
@@ -89,7 +96,7 @@ class Supervised(Kept):
 
     def lease(self) -> Lease | None:
         """Return what the executor holds, as its cell says."""
-        if self.cell is None or self.ended:
+        if self.cell is None or self.ended or self._overdue:
             return None
         state = self.cell.state
         if state >= cells.ASKING and self.child is None and self.cell.pid:
@@ -100,7 +107,24 @@ class Supervised(Kept):
         view = self.cell.view()
         if view is None or view.lease is None or view.lease.owner != self.owner:
             return None
+        if self.granted_at is None:
+            # Nobody has renewed what was not seen before: the deadline is the first one.
+            self.granted_at = granted_at(view.lease)
         return view.lease
+
+    def overdue_in(self) -> float:
+        """Return in how many seconds the lock will have been held for as long as it may be."""
+        if self.options.max_hold is None or self.granted_at is None:
+            return math.inf
+        return self.granted_at + self.options.max_hold - time.monotonic()
+
+    def hold_no_longer(self, lease: Lease) -> None:
+        """End what has held its lock for too long: kill the child, or else let the lease run out."""
+        assert self.cell is not None
+        self.cell.lose()
+        self._tell(lock_lost, lease, TOO_LONG)
+        self.abort(lease, TOO_LONG)
+        self._overdue = True
 
     def on_look(self) -> None:
         """See to a request of which the pool will never say that it has ended: a reconnect makes it forget."""

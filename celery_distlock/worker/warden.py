@@ -37,15 +37,17 @@ from celery_distlock import cells
 from celery_distlock.keepalive import Keeper
 from celery_distlock.lease import Completion, Lease, new_owner
 from celery_distlock.task import event_loop
+from celery_distlock.task.message import UNIQUE_HEADER, cancel_later, token_of
 from celery_distlock.task.run import OPTIONS_HEADER, Run
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
+from celery_distlock.worker.limits import LimitWatch
 from celery_distlock.worker.loop import ConsumerThread
 from celery_distlock.worker.parking import Parking
 from celery_distlock.worker.reaping import reap
 from celery_distlock.worker.shelf import Shelf
 from celery_distlock.worker.supervised import Supervised
-from celery_distlock.worker.unsure import UnsureWatch
+from celery_distlock.worker.unique import SupervisedPlace
 from celery_distlock.worker.visibility import Visibility
 
 __all__ = ["Warden", "run_of"]
@@ -79,7 +81,7 @@ class Warden:
         # By owner, and the latest of each run.
         self._table: dict[str, Supervised] = {}
         self._by_label: dict[str, Supervised] = {}
-        self._unsure_watch: UnsureWatch | None = None
+        self._limit_watch: LimitWatch | None = None
         self._pid = os.getpid()
         Warden.current = self
 
@@ -119,6 +121,12 @@ class Warden:
         """Note that a message was acknowledged or rejected."""
         self.visibility.drop(request)
 
+    def never_starts(self, request: Any) -> None:
+        """Free the place of a unique message that was revoked, or has expired."""
+        token = token_of(request.request_dict, request.id)
+        if token is not None:
+            cancel_later(self.keeper, request.task._lock_store, token, window=False)
+
     def running(self, label: str) -> Supervised | None:
         """Return the run of that label, if an executor of this worker has begun it.
 
@@ -142,6 +150,8 @@ class Warden:
         self._table[owner] = self._by_label[supervised.label] = supervised
         if supervised.cell is not None:
             self.keeper.keep(supervised)
+        if UNIQUE_HEADER in request_dict:
+            supervised.place = SupervisedPlace.of(supervised, request_dict)
         return supervised
 
     def accepted(self, supervised: Supervised, pid: int) -> None:
@@ -150,6 +160,8 @@ class Warden:
         self._suspect(supervised.request)
         supervised.accepted = True
         self.parking.climbed(supervised.request)
+        if supervised.options.max_hold is not None and supervised.cell is not None:
+            self._watch_limits(supervised)
         self.found_executor(supervised, pid)
 
     def found_executor(self, supervised: Supervised, pid: int) -> None:
@@ -162,7 +174,7 @@ class Warden:
             # It ended before its acceptance was read.
             self.end(supervised)
         elif supervised.options.on_unsure == "abort" and supervised.cell is not None:
-            self._watch_unsure(supervised)
+            self._watch_limits(supervised)
 
     def forgotten(self, supervised: Supervised) -> bool:
         """Return whether a request that never began can be given up: its connection is gone, and it is long ago.
@@ -224,6 +236,8 @@ class Warden:
         if self._by_label.get(supervised.label) is supervised:
             del self._by_label[supervised.label]
         self.parking.climbed(supervised.request)
+        if supervised.place is not None:
+            supervised.place.settle()
         cell = supervised.cell
         if cell is not None:
             self._settle(supervised, cell)
@@ -291,10 +305,10 @@ class Warden:
 
     # -- the rest ---------------------------------------------------------------------------------------------
 
-    def _watch_unsure(self, supervised: Supervised) -> None:
-        if self._unsure_watch is None:
-            self._unsure_watch = UnsureWatch()
-        self._unsure_watch.add(supervised)
+    def _watch_limits(self, supervised: Supervised) -> None:
+        if self._limit_watch is None:
+            self._limit_watch = LimitWatch()
+        self._limit_watch.add(supervised)
 
     def stop(self) -> None:
         """Settle what is owed and end the threads; called when the pool has drained."""
@@ -306,8 +320,8 @@ class Warden:
         self.parking.close()
         self.visibility.stop()
         event_loop.gone()
-        if self._unsure_watch is not None:
-            self._unsure_watch.stop()
+        if self._limit_watch is not None:
+            self._limit_watch.stop()
         self.keeper.stop()
         self.loop.close()
         if Warden.current is self:

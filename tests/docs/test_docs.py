@@ -16,7 +16,7 @@ import pytest
 
 import celery_distlock
 from celery_distlock.keys import compile_key
-from celery_distlock.options import LockOptions, StoreSettings
+from celery_distlock.options import SPELLED, LockOptions, StoreSettings
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 from celery_distlock.testing import hold
@@ -156,7 +156,7 @@ def default_of(cell: str) -> object:
 @pytest.mark.parametrize("page", [README, OPTIONS], ids=["README.md", "options.md"])
 def test_the_table_of_options_is_the_table_of_the_code(page: str) -> None:
     documented = [(cells[0].strip("`"), default_of(cells[1])) for cells in rows(page, "option", "default")]
-    assert documented == [(f"lock_{each.name}", each.default) for each in fields(LockOptions)]
+    assert documented == [(SPELLED[each.name], each.default) for each in fields(LockOptions)]
     assert [type(default) for _, default in documented] == [type(each.default) for each in fields(LockOptions)]
 
 
@@ -173,7 +173,8 @@ def test_the_table_of_the_stores_settings_is_the_table_of_the_code() -> None:
 
 def test_the_allowed_values_of_a_choice_are_those_of_the_code() -> None:
     for cells in rows(OPTIONS, "option", "default"):
-        rule = LockOptions.__dataclass_fields__[cells[0].strip("`").removeprefix("lock_")].metadata["rule"]
+        name = next(name for name, spelled in SPELLED.items() if cells[0] == f"`{spelled}`")
+        rule = LockOptions.__dataclass_fields__[name].metadata["rule"]
         named = re.findall(r"'(\w+)'", rule.allowed)
         if named and not cells[0].startswith("`lock_key"):
             assert re.findall(r'"(\w+)"', cells[2]) == named, cells[0]

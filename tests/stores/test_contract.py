@@ -11,10 +11,10 @@ import pytest
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.memory import MemoryStore
-from celery_distlock.testing import QueueingContract
+from celery_distlock.testing import QueueingContract, UniquenessContract
 
 
-class TestMemoryStore(QueueingContract):
+class TestMemoryStore(QueueingContract, UniquenessContract):
     @pytest.fixture
     def store(self) -> Iterator[LockStore]:
         store = MemoryStore(f"contract-{uuid.uuid4()}")
@@ -26,7 +26,7 @@ class TestMemoryStore(QueueingContract):
         return MemoryStore.from_url(store.name)
 
 
-class TestRedisStore(QueueingContract):
+class TestRedisStore(QueueingContract, UniquenessContract):
     @pytest.fixture
     def store(self, redis_url: str) -> Iterator[LockStore]:
         with closing(open_store(redis_url, prefix="contract")) as store:

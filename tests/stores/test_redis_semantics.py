@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from celery_distlock.lease import Completed, Completion, Contended, Lease, Renew
 from celery_distlock.stores.redis import RedisStore
 from celery_distlock.stores.redis.layout import SHARDS, Layout
 from tests.stores.conftest import Behind, claim, granted
+from tests.support.waiting import eventually
 
 # Acquire.
 
@@ -538,3 +540,19 @@ def test_a_holder_whose_record_is_gone_is_still_listed(store: RedisStore, behind
     assert isinstance(answer, Contended)
     assert answer.holders[0]["owner"] == lease.owner
     assert store.renew([lease]) == [Renewal.HELD]
+
+
+class TestAPlaceThatRests:
+    def test_is_gone_without_grace_and_tombstone_once_its_time_is_over(self, store: RedisStore, behind: Behind) -> None:
+        first, second = granted(store, limit=2), granted(store, limit=2)
+        store.release([replace(first, rest=30.0)])
+        behind.client.zadd(behind.name("h", "k"), {f"{first.owner}:resting": 1.0}, xx=True)
+        granted(store, limit=2)
+        assert behind.client.exists(behind.name("t", "k")) == 0
+        assert f"{first.owner}:resting" not in behind.client.hgetall(behind.name("r", "k"))
+        assert store.renew([second]) == [Renewal.HELD]
+
+    def test_leaves_nothing_where_nobody_comes(self, store: RedisStore, behind: Behind) -> None:
+        store.release([replace(granted(store), rest=0.05)])
+        assert behind.client.pttl(behind.name("h", "k")) <= 50
+        eventually(lambda: behind.keys() == set(), 2.0, "an empty store")

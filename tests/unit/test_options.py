@@ -162,12 +162,20 @@ def test_no_option_set_means_the_defaults_of_the_design() -> None:
         "on_unsure": "continue",
         "on_store_error": "retry",
         "max_parked": 1000,
+        "min_hold": 0.0,
+        "max_hold": None,
+        "unique_while": None,
+        "unique_for": None,
+        "unique_key": None,
+        "unique_ttl": 3600.0,
+        "on_duplicate": "return",
+        "beat_unique_tick": False,
     }
 
 
 def test_every_default_obeys_its_own_rule() -> None:
     for each in fields(LockOptions):
-        assert by_task(each.name, each.default) == {each.name: each.default}
+        assert task_options({options.SPELLED[each.name]: each.default}, where=TASK) == {each.name: each.default}
 
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -176,12 +184,12 @@ def test_every_default_obeys_its_own_rule() -> None:
 def test_an_unknown_task_option_is_refused_with_the_one_that_was_meant_and_the_list() -> None:
     message = refusal(task_options, {"lock_tll": 5}, where=TASK)
     assert message.startswith(f"{TASK}: there is no option lock_tll; did you mean 'lock_ttl'?")
-    assert all(f"lock_{each.name}" in message for each in fields(LockOptions))
+    assert all(options.SPELLED[each.name] in message for each in fields(LockOptions))
 
 
 def test_an_unknown_option_that_resembles_none_gets_no_guess() -> None:
     message = refusal(task_options, {"lock_zzzzqqqq": 5}, where=TASK)
-    assert "there is no option lock_zzzzqqqq; allowed: lock_key" in message
+    assert "there is no option lock_zzzzqqqq; allowed: beat_unique_tick, lock_key" in message
 
 
 def test_methods_of_the_users_own_may_begin_with_lock() -> None:
@@ -222,15 +230,7 @@ def test_attributes_that_do_not_begin_with_lock_are_not_ours() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "lock_min_hold",
-        "lock_max_hold",
         "lock_hold_on_retry",
-        "unique_while",
-        "unique_for",
-        "unique_key",
-        "unique_ttl",
-        "on_duplicate",
-        "beat_unique_tick",
     ],
 )
 def test_an_option_of_a_later_version_is_refused_rather_than_ignored(name: str) -> None:

@@ -6,7 +6,8 @@ key                                     type    content
 ``<prefix>:1:{<shard>}:h:<key>``        zset    holders: owner → expiry (server's time, µs)
 ``<prefix>:1:{<shard>}:r:<key>``        hash    owner → ``<fence> <limit> <JSON record>``;
                                                 ``<owner>:condemned`` → when it was first found expired by
-                                                somebody who wants its place (µs)
+                                                somebody who wants its place (µs). In both, the owner
+                                                ``<owner>:resting`` was released before its shortest time was over
 ``<prefix>:1:{<shard>}:w:<key>``        zset    waiters: owner → ticket
 ``<prefix>:1:{<shard>}:d:<key>``        zset    waiters, and holders that were offered their place and have not
                                                 taken it: owner → when it is taken for gone (µs)
@@ -14,6 +15,12 @@ key                                     type    content
                                                 released and must not come back) → since when (µs)
 ``<prefix>:1:{<shard>}:q:<key>``        hash    waiters: owner → ``<claim ttl> <not before> <limit> <listener> <JSON
                                                 record>``, times in µs
+``<prefix>:1:{<shard>}:u:<key>``        hash    a token; the key is that of the lease a running task holds while
+                                                it is unique: ``queued`` → task id, ``window`` → task id; until
+                                                when: ``queued:until``, ``window:until`` and, once it has started,
+                                                ``window:full`` (µs)
+``<prefix>:1:{<shard>}:x:<key>``        zset    task ids that a newer one has superseded, ``<id>:begun``: has started
+                                                before its token was entered → until when that is remembered (µs)
 ``<prefix>:1:{<shard>}:meta``           hash    ``fence``: the last fence or ticket given out; ``epoch``: the
                                                 first
 ``<prefix>:1:{<shard>}:c:<n>:<key>…``   string  a completion record, ``…<key>:<run>``; n is the key's length
@@ -24,7 +31,8 @@ owner's length.
 
 The shard is the only hash tag, so that a script's keys are in one slot of a cluster. Only the (at most 16) meta
 hashes have no expiry. The others vanish when they are empty; holders and records, for a late renewal to find, an
-hour after the last of them has expired; tombstones after an hour; waiters and offers with the last one's deadline.
+hour after the last of them has expired; tombstones after an hour; waiters and offers with the last one's deadline;
+tokens and what has superseded them at the end of their time.
 """
 
 from __future__ import annotations
@@ -86,7 +94,7 @@ class Layout:
         )
 
     def of_kind(self, kind: str, key: str) -> bytes:
-        """Return one of the keys of a lock: ``"h"``, ``"r"``, ``"w"``, ``"d"``, ``"t"`` or ``"q"``."""
+        """Return one of the keys of a lock or token, by the letter in the table above."""
         name = key.encode(*_CODEC)
         return b"%b%b:%b" % (self._bases[crc32(name) % SHARDS], kind.encode(), name)
 

@@ -25,6 +25,15 @@ local function barred(who)
   return who .. ':barred'
 end
 
+-- Who stays listed in a holder's stead until its shortest time is over.
+local function resting(who)
+  return who .. ':resting'
+end
+
+local function is_resting(who)
+  return string.sub(who, -8) == ':resting'
+end
+
 -- Make the holders and their records vanish together, an hour or so after the last of them has expired.
 local function keep(expiry)
   local top = redis.call('ZREVRANGE', holders, 0, 0, 'WITHSCORES')

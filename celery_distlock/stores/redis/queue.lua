@@ -43,9 +43,17 @@ local function make_room(limit)
   if surplus <= 0 then
     return 0
   end
+  local silent = {}
+  for _, holder in ipairs(redis.call('ZRANGE', holders, 0, surplus - 1)) do
+    if is_resting(holder) then
+      redis.call('ZREM', holders, holder)
+      redis.call('HDEL', records, holder)
+    else
+      silent[#silent + 1] = holder
+    end
+  end
   -- In two steps: after the server itself was stopped, renewals of live holders are waiting in its sockets beside
   -- this command, and whichever is read first must not decide.
-  local silent = redis.call('ZRANGE', holders, 0, surplus - 1)
   local wait = 0
   for _, holder in ipairs(silent) do
     local marked = tonumber(redis.call('HGET', records, mark_of(holder)) or nil)

@@ -1,4 +1,5 @@
--- ARGV: owner, linger (ms), fence, ttl of the completion record (ms). KEYS[8], if given: the completion record.
+-- ARGV: owner, linger (ms), fence, ttl of the completion record (ms), µs for which the place stays taken, if any.
+-- KEYS[8], if given: the completion record.
 -- Returns 1: released. 0: was not listed. -1: its place had been given away.
 
 local fence = ARGV[3]
@@ -7,6 +8,17 @@ local known = is_listed(fence)
 if known then
   redis.call('ZREM', holders, owner)
   redis.call('HDEL', records, owner, mark_of(owner))
+  if ARGV[5] then
+    local free = now + tonumber(ARGV[5])
+    redis.call('ZADD', holders, digits(free), resting(owner))
+    redis.call('HSET', records, resting(owner), known)
+    if redis.call('ZCARD', holders) == 1 then
+      redis.call('PEXPIREAT', holders, digits(math.ceil(free / 1000)))
+      redis.call('PEXPIREAT', records, digits(math.ceil(free / 1000)))
+    else
+      keep(free)
+    end
+  end
 end
 if fence == '0' then
   redis.call('ZREM', waiters, owner)

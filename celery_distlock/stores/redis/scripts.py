@@ -16,6 +16,9 @@ __all__ = [
     "POLL",
     "RELEASE",
     "RENEW",
+    "UNIQUE_BEGIN",
+    "UNIQUE_CANCEL",
+    "UNIQUE_RESERVE",
     "WITHDRAW",
     "Script",
     "bulk",
@@ -68,6 +71,18 @@ class Script:
         rest = b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
         return head + packed + rest if extra is None else head + packed + bulk(extra) + rest
 
+    def call_with(self, packed: bytes, arguments: Sequence[bytes], more: Sequence[bytes]) -> bytes:
+        """Return the call as it is sent, with further keys behind the lock's.
+
+        Arguments:
+            packed: the lock's keys, from :meth:`Layout.packed`.
+            arguments: the script's ``ARGV``.
+            more: the eighth key, and those that follow.
+        """
+        counts = 7 + len(more), len(arguments)
+        head = self._heads.get(counts) or self._head(*counts)
+        return head + packed + b"".join(map(bulk, (*more, *arguments)))
+
     def _head(self, keys: int, arguments: int) -> bytes:
         head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self.sha) + bulk(b"%d" % keys))
         self._heads[keys, arguments] = head
@@ -83,3 +98,6 @@ CONFIRM = Script("confirm")
 WITHDRAW = Script("withdraw")
 DRAW = Script("draw")
 HOLDERS = Script("holders")
+UNIQUE_RESERVE = Script("unique_reserve")
+UNIQUE_BEGIN = Script("unique_begin")
+UNIQUE_CANCEL = Script("unique_cancel")

@@ -48,6 +48,7 @@ from celery_distlock.stores.redis.connection import Answer, Connections
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.queueing import RedisQueueing
 from celery_distlock.stores.redis.scripts import ACQUIRE, HOLDERS, RELEASE, RENEW, Script, command
+from celery_distlock.stores.redis.uniqueness import RedisUniqueness
 
 __all__ = ["RedisStore"]
 
@@ -60,7 +61,7 @@ _CHECK_TIMEOUT = 0.5
 _SCAN_COUNT = 1000
 
 
-class RedisStore(RedisQueueing, LockStore):
+class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
     """A store in Redis.
 
     Arguments:
@@ -74,6 +75,8 @@ class RedisStore(RedisQueueing, LockStore):
     Raises:
         LockConfigError: one of them cannot be used; the message says which.
     """
+
+    rests = True
 
     def __init__(
         self,
@@ -193,6 +196,7 @@ class RedisStore(RedisQueueing, LockStore):
                         arguments.LINGER,
                         b"%d" % lease.fence,
                         b"0" if done is None else _milliseconds(done.ttl),
+                        *((b"%d" % round(lease.rest * 1e6),) if lease.rest else ()),
                     ),
                     self._layout.completion_of(done),
                 )
@@ -332,6 +336,10 @@ def _holders(key: str, now: int, flat: Sequence[Any]) -> list[Holder]:
         told.update(key=key, owner=owner.decode(), fence=int(fence or 0), remaining=(float(expiry) - now) / 1e6)
         if offered:
             told["offered"] = True
+        if owner.endswith(b":resting"):
+            if told["remaining"] <= 0:
+                continue
+            told["resting"] = True
         found.append(told)  # type: ignore[arg-type]  # the holder told it; a TypedDict checks nothing at run time
     return sorted(found, key=lambda holder: holder["fence"])
 

@@ -1,0 +1,68 @@
+"""Unique tasks. A body waits at the gate of its key, unless it is told not to."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import redis
+
+from celery_distlock import LockedTask
+from celery_distlock.signals import lock_contended, unique_superseded
+from tests.support.apps import make_app
+from tests.support.journal import record, running
+
+app = make_app(__name__, worker_prefetch_multiplier=1)
+
+
+@lock_contended.connect(weak=False)
+def _contended(sender: Any, task_id: str | None, key: str, **_: Any) -> None:
+    record("contended", key=key, id=task_id)
+
+
+@unique_superseded.connect(weak=False)
+def _superseded(sender: Any, task_id: str, key: str, by: str | None, **_: Any) -> None:
+    record("superseded", key=key, id=task_id, by=by)
+
+
+def _wait_at_the_gate(key: str) -> None:
+    with redis.Redis.from_url(os.environ["BROKER_URL"], socket_timeout=40.0) as client:
+        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
+
+
+def _work(task: Any, key: str, note: str = "", gate: bool = True) -> str:
+    with running(key, id=task.request.id, note=note, retries=task.request.retries):
+        if gate:
+            _wait_at_the_gate(key)
+    return note
+
+
+def _task(name: str, **options: Any) -> Any:
+    defaults = {"lock_key": "{key}", "unique_ttl": 60.0, "lock_ttl": 3.0, "lock_retry_delay": 0.1}
+    return app.task(base=LockedTask, bind=True, name=name, **{**defaults, **options})(_work)
+
+
+queued = _task("queued", unique_while="queued")
+running_too = _task("running_too", unique_while="queued_or_running")
+late = _task("late", unique_while="queued_or_running", acks_late=True)
+unlocked = _task("unlocked", lock_key=lambda *_, **__: None, unique_key="{key}", unique_while="queued_or_running")
+replaced = _task("replaced", unique_while="queued", on_duplicate="replace")
+rerun = _task("rerun", unique_while="queued_or_running", on_duplicate="rerun")
+skipped = _task("skipped", unique_while="queued_or_running", lock_on_contention="skip")
+failing = _task("failing", unique_while="queued_or_running", lock_on_contention="fail")
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}", unique_while="queued_or_running", lock_ttl=3.0, max_retries=1)
+def retried(self: Any, key: str) -> int:
+    """Wait at the gate, be retried once after a while, and wait again."""
+    _work(self, key)
+    if not self.request.retries:
+        raise self.retry(countdown=1.0)
+    return int(self.request.retries)
+
+
+@app.task(base=LockedTask, bind=True, lock_key="{key}")
+def hold(self: Any, key: str) -> None:
+    """Be another task of the same lock."""
+    with running(key, id=self.request.id):
+        _wait_at_the_gate(key)

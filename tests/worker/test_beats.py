@@ -1,0 +1,111 @@
+"""Three real beats, each killed and restarted: every tick is published once."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from celery_distlock.stores import open_store
+from tests.support.journal import Journal
+from tests.support.process import Process
+from tests.support.waiting import eventually
+from tests.support.workers import Settings
+
+APP = "tests.worker.apps.beats"
+ROOT = Path(__file__).parents[2]
+
+StartBeat = Callable[..., Process]
+
+
+@pytest.fixture
+def beat(settings: Settings, tmp_path: Path) -> Iterator[StartBeat]:
+    """A factory of beats, by the name of their scheduler."""
+    started: list[Process] = []
+
+    def start(scheduler: str, wait: bool = True) -> Process:
+        name = f"beat{len(started) + 1}"
+        argv = [sys.executable, "-m", "celery", "-A", APP, "beat", "-S", scheduler, "--loglevel", "INFO", "--pidfile="]
+        env: dict[str, str | None] = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": None}
+        process = Process(argv, name=name, log=tmp_path / f"{name}.log", env={**env, **settings.env}, cwd=tmp_path)
+        started.append(process)
+        if wait:
+            process.wait_for_log(r"beat: Starting", 30)
+        return process
+
+    yield start
+    for each in started:
+        each.end(0.0)
+    for each in started:
+        assert "Traceback" not in each.log, each.log[-3000:]
+
+
+def leader(settings: Settings) -> int | None:
+    """Return the pid of the beat that leads."""
+    with closing(open_store(settings.locks)) as store:
+        holders = store.holders(f"beat:{APP}")
+    return int(holders[0]["identifier"].rpartition("pid ")[2].rstrip(")")) if holders else None
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name"),
+    [("celery_distlock.beat:LeaderScheduler", "led"), ("celery.beat:Scheduler", "unique")],
+    ids=["leader", "unique tick"],
+)
+@pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
+def test_each_tick_is_published_once_though_beats_are_killed(
+    beat: StartBeat, journal: Journal, scheduler: str, name: str, seconds: int
+) -> None:
+    beats = [beat(scheduler) for _ in range(3)]
+    journal.wait_for("published", name=name)
+    dice = random.Random(seconds)
+    began = time.monotonic()
+    for index in dice.sample(range(3), 3):
+        _wait_until(time.monotonic() + dice.uniform(0.3, seconds / 3))
+        beats[index].kill()
+        beats[index] = beat(scheduler)
+    # The last one that was killed may have led.
+    _wait_until(time.monotonic() + 4.5)
+    ended = time.monotonic()
+    published = [entry for entry in journal.entries("published", name=name) if began < entry["t"] <= ended]
+    assert abs(len(published) - (ended - began)) <= 2, [entry["wall"] for entry in published]
+
+
+def _wait_until(moment: float) -> None:
+    eventually(lambda: time.monotonic() > moment, 120.0, "the time to pass")
+
+
+def test_another_one_leads_within_the_ttl_and_a_second(beat: StartBeat, journal: Journal, settings: Settings) -> None:
+    beats = {one.pid: one for one in (beat("celery_distlock.beat:LeaderScheduler") for _ in range(2))}
+    journal.wait_for("published", 2, name="led")
+    first = leader(settings)
+    assert first in beats
+    assert {entry["pid"] for entry in journal.entries("published")} == {first}
+    beats.pop(first).kill()
+    died = time.monotonic()
+    (other,) = beats
+    eventually(lambda: leader(settings) == other, 5.0, "another leader")
+    assert time.monotonic() - died <= 2.0 + 1.0
+    journal.wait_for("published", pid=other)
+
+
+def test_a_leader_that_is_stopped_publishes_nothing_when_it_goes_on(
+    beat: StartBeat, journal: Journal, settings: Settings
+) -> None:
+    beats = {one.pid: one for one in (beat("celery_distlock.beat:LeaderScheduler") for _ in range(2))}
+    journal.wait_for("published", 2, name="led")
+    first = leader(settings)
+    assert first is not None
+    stopped = beats.pop(first)
+    (other,) = beats
+    stopped.freeze()
+    journal.wait_for("published", 2, name="led", pid=other)
+    before = len(stopped.log)
+    stopped.thaw()
+    stopped.wait_for_log("leads no longer", 20)
+    assert "Sending due task" not in stopped.log[before:].partition("leads no longer")[0]
