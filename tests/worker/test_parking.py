@@ -89,29 +89,6 @@ class TestTheLine:
         assert starts == left
         assert {results[task_id].state for task_id in revoked} == {states.REVOKED}
 
-    def test_only_the_first_of_many_stand_in_the_stores_line_and_all_start_in_order(
-        self, shared: Shared, key: str
-    ) -> None:
-        with shared.held_by_a_task(key), redis.Redis.from_url(shared.settings.locks) as client:
-            results = {result.id: result for result in (shared.tasks.work.delay(key) for _ in range(120))}
-
-            def drawn() -> list[dict[str, Any]] | None:
-                entries = locks(shared, "parked", key)
-                return entries if len(entries) == 120 and all(entry["ticket"] for entry in entries) else None
-
-            entries = eventually(drawn, PATIENCE, "120 tickets")
-            assert entries is not None
-            line = [entry["id"] for entry in sorted(entries, key=lambda entry: int(entry["ticket"]))]
-            assert client.zcard(Layout("distlock").of_kind("w", key)) <= 2 * MOST
-            revoked = set(random.Random(0).sample(line, 40))
-            shared.tasks.app.control.revoke(list(revoked))
-            eventually(lambda: len(locks(shared, "parked", key)) == 80, PATIENCE, "the end of the revoked")
-        left = [task_id for task_id in line if task_id not in revoked]
-        for task_id in left:
-            results[task_id].get(timeout=PATIENCE)
-        starts = [entry["id"] for entry in shared.journal.entries("start", key=key)][1:]
-        assert starts == left
-
     def test_a_lease_that_was_waited_for_is_kept_alive(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
             first = shared.tasks.work.apply_async((key, 2.5), lock={"ttl": 1.0})
@@ -158,6 +135,41 @@ class TestTheLine:
             wide.get(timeout=PATIENCE)
         with pytest.raises(TaskRevokedError):
             waiting.get(timeout=PATIENCE)
+
+
+class TestMany:
+    def test_only_the_first_of_a_key_stand_in_the_stores_line_and_all_start_in_order(
+        self, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings
+    ) -> None:
+        # With slots to spare: a place that is declined is given to another.
+        worker(APP, concurrency=6)
+        tasks = load(APP)
+        holder = tasks.hold.delay("k")
+        journal.wait_for("start", key="k", id=holder.id)
+        results = {result.id: result for result in (tasks.work.delay("k") for _ in range(90))}
+
+        def line(count: int) -> list[str]:
+            def found() -> list[dict[str, Any]] | None:
+                [answer] = (tasks.app.control.inspect(timeout=PATIENCE, limit=1)._request("locks") or {}).values()
+                entries: list[dict[str, Any]] = answer["parked"]
+                return entries if len(entries) == count and all(entry["ticket"] for entry in entries) else None
+
+            entries = eventually(found, PATIENCE, f"{count} tickets")
+            assert entries is not None
+            return [entry["id"] for entry in sorted(entries, key=lambda entry: int(entry["ticket"]))]
+
+        arrived = line(90)
+        revoked = set(random.Random(0).sample(arrived, 30))
+        with redis.Redis.from_url(settings.locks) as client:
+            assert client.zcard(Layout("distlock").of_kind("w", "k")) == MOST
+        tasks.app.control.revoke(list(revoked))
+        left = line(60)
+        assert left == [task_id for task_id in arrived if task_id not in revoked]
+        with redis.Redis.from_url(settings.broker) as client:
+            client.rpush("gate:k", "open")
+        for task_id in left:
+            results[task_id].get(timeout=PATIENCE)
+        assert [entry["id"] for entry in journal.entries("start", key="k")][1:] == left
 
 
 class TestWhileItWaits:
