@@ -324,6 +324,7 @@ class Parking:
             # Whoever asks again has another owner, and would stand behind its own former place.
             parked.then.append(then)
         parked.line.leave(parked)
+        self._give_back(parked)
 
     def _is_over(self, request: Any) -> bool:
         """Return whether the broker has the message back."""
