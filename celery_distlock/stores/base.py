@@ -176,8 +176,8 @@ class Queueing(ABC):
     def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
         """Keep these places for another :attr:`claim_ttl`, and tell what became of them, all in one round trip.
 
-        One that was taken for gone is entered again with its number (which may take a second round trip). An offer's
-        time is not extended.
+        One that is not in the line, since it was taken for gone or has another owner by now, is entered with its number
+        (which may take a second round trip). An offer's time is not extended.
 
         Arguments:
             places: what :meth:`enqueue` or the last poll returned.

@@ -418,6 +418,15 @@ class QueueingContract(StoreContract):
         store.release([lease])
         assert offer(store.poll([ticket(back)])[0])
 
+    def test_another_owner_may_poll_in_the_place_of_one_who_has_left(self, store: _Store) -> None:
+        old = self.hold(store)
+        first = self.join(store)
+        store.withdraw([first.claim])
+        back = ticket(store.poll([replace(first, claim=claim("k"))])[0])
+        assert back.ahead == 0
+        store.release([old])
+        self.confirmed(store, offer(store.poll([back])[0]))
+
     def test_who_was_taken_for_gone_and_polls_when_the_key_is_free_is_offered_it(self, store: _Store) -> None:
         lease = self.hold(store)
         late = self.join(store)

@@ -354,6 +354,7 @@ class Parking:
             # Whoever asks again has another owner, and would stand behind its own former place.
             parked.then.append(then)
         parked.line.leave(parked)
+        self._give_back(parked)
         self._gone(parked)
 
     def _gone(self, parked: _Parked, *, took: bool = False) -> None:

@@ -154,6 +154,14 @@ class Warden:
             supervised.place = SupervisedPlace.of(supervised, request_dict)
         return supervised
 
+    def turned_away(self, request: Any) -> None:
+        """Note that a request does not get to the pool, though its turn may have come."""
+        waited = request.waited
+        if waited is not None and waited.lease is not None:
+            request.waited = waited._replace(lease=None)
+            self.keeper.give_back(request.task._lock_store, waited.lease)
+        self.parking.climbed(request)
+
     def accepted(self, supervised: Supervised, pid: int) -> None:
         """Note that an executor has begun."""
         # In a thread pool it may have stood in line since it was admitted.

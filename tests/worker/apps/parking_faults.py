@@ -6,9 +6,11 @@ import time
 from typing import Any
 
 from celery.signals import task_received
+from celery.worker.control import inspect_command
 
 from celery_distlock import LockedTask
 from celery_distlock.signals import lock_parked, lock_woken
+from celery_distlock.worker.warden import Warden
 from tests.support.apps import make_app
 from tests.support.journal import record, running
 from tests.worker.apps.faults_bodies import in_run, until_told
@@ -87,3 +89,17 @@ def _occupy_the_consumer(request: Any = None, **_: Any) -> None:
         gate = request.args[0]
         record("jammed", key=gate)
         until_told(gate)
+
+
+@inspect_command()
+def places(state: Any, **_: Any) -> dict[str, int]:
+    """Tell what the worker's main process keeps for locked tasks."""
+    warden = Warden.current
+    assert warden is not None
+    parking = warden.parking
+    return {
+        "cells": warden.arena.in_use,
+        "parked": len(parking._parked),
+        "handed": len(parking._handed),
+        "climbers": len(parking._climbers),
+    }
