@@ -245,7 +245,7 @@ def granted_at(lease: Lease) -> float:
     return lease.deadline - deadline_of(0.0, lease.ttl)
 
 
-@dataclass
+@dataclass(slots=True)
 class Frame:
     """One running piece of code and the lock it runs under.
 

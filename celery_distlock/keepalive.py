@@ -138,7 +138,9 @@ class Keeper:
         if self._thread is None:
             self._start()
         # No wake-up is needed while the thread will look early enough anyway: with equal ttls that is nearly always.
-        self._horizon = min(self._horizon, max(0.0, kept.look_at - time.monotonic()))
+        pause = kept.look_at - time.monotonic()
+        if pause < self._horizon:
+            self._horizon = max(0.0, pause)
         if kept.look_at < self._wakes_at:
             self._wake()
 
