@@ -17,7 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.bodies import gaps
 from benchmarks.machine import describe, load
@@ -29,6 +29,17 @@ SECONDS = 0.01
 #: Seconds for which nothing happens but polling.
 _QUIET = 4.0
 _KEY = "waited-for"
+
+
+class Spent(NamedTuple):
+    """Calls, and the server's microseconds."""
+
+    calls: float
+    us: float
+
+    def plus(self, other: Spent, share: float = 1.0) -> Spent:
+        """Return the sum of this and of a share of the other."""
+        return Spent(self.calls + other.calls * share, self.us + other.us * share)
 
 
 class Meter:
@@ -83,13 +94,14 @@ class Meter:
         now = self._commands()
         return sum(now.get(command, 0) - self._calls.get(command, 0) for command in commands)
 
-    def microseconds(self) -> dict[str, float]:
-        """Return how long it worked, by script, and forget its log."""
-        spent: dict[str, float] = defaultdict(float)
+    def spent(self) -> dict[str, Spent]:
+        """Return how often it was called and how long it worked, by script, and forget its log."""
+        spent: dict[str, Spent] = defaultdict(lambda: Spent(0.0, 0.0))
         for entry in self._client.slowlog_get(1_000_000):
             words = entry["command"].split(b" ", 2)
             if words[0].upper() == b"EVALSHA":
-                spent[_SCRIPTS.get(words[1], "?")] += entry["duration"]
+                name = _SCRIPTS.get(words[1], "?")
+                spent[name] = spent[name].plus(Spent(1.0, entry["duration"]))
         self._client.slowlog_reset()
         return spent
 
@@ -111,10 +123,10 @@ def measure(waiters: int, handovers: int, patience: float) -> dict[str, float]:
             for _ in range(count):
                 scene.tasks.ours.delay(_KEY, SECONDS)
             wait_until(lambda: scene.parked(_KEY) >= count, patience, f"{count} waiters", every=0.1)
-            spent = locks.microseconds()
+            spent = locks.spent()
             messages = broker.calls("lpush", "rpush") / count
-            spent.pop(scripts.POLL.name, None)
-            per_task = {name: spent[name] / count for name in _NAMES}
+            nothing = Spent(0.0, 0.0)
+            per_task = {name: nothing.plus(spent[name], 1 / count) for name in _NAMES}
             memory = {
                 "worker, bytes/waiter": (_resident(scene) - workers) / count,
                 "lock server, bytes/waiter": locks.memory() / count,
@@ -126,7 +138,7 @@ def measure(waiters: int, handovers: int, patience: float) -> dict[str, float]:
             quiet = locks.seconds()
             polling = {
                 "polling, bytes/s": locks.transferred() / quiet,
-                "polling, server us/s": sum(locks.microseconds().values()) / quiet,
+                "polling, server us/s": sum(one.us for one in locks.spent().values()) / quiet,
                 "polling, main processes' CPU ms/s": (scene.main_cpu() - cpu) / quiet * 1e3,
             }
             broker.reset()
@@ -138,21 +150,22 @@ def measure(waiters: int, handovers: int, patience: float) -> dict[str, float]:
         took = locks.seconds()
         ended = bodies.since()
         transferred = locks.transferred() - polling["polling, bytes/s"] * took
-        spent = locks.microseconds()
-        polls = spent.pop(scripts.POLL.name, 0.0)
+        spent = locks.spent()
         for name in _NAMES:
-            per_task[name] += spent[name] / len(ended)
+            per_task[name] = per_task[name].plus(spent[name], 1 / len(ended))
         messages += broker.calls("lpush", "rpush") / len(ended)
         times = sorted(gaps(ended))
         return {
-            "server us/task": sum(per_task.values()),
-            **{f"  {name}": per_task[name] for name in _NAMES},
+            "calls/task": sum(one.calls for one in per_task.values()),
+            **{f"  {name}": one.calls for name, one in per_task.items()},
+            "server us/task": sum(one.us for one in per_task.values()),
+            **{f"  {name}, us": one.us for name, one in per_task.items()},
             "bytes/hand-over": transferred / len(ended),
             "messages/task": messages,
             "hand-over p50, ms": times[len(times) // 2] * 1e3,
             "hand-over p99, ms": times[len(times) * 99 // 100] * 1e3,
             **polling,
-            "polls during the hand-overs, server us/s": polls / took,
+            "polls during the hand-overs, server us/s": spent[scripts.POLL.name].us / took,
             **memory,
         }
 
@@ -184,7 +197,7 @@ def main() -> int:
     print(f"\n{'waiters':42}" + "".join(f"{waiters:>12}" for waiters in options.waiters))
     for name in found[options.waiters[0]][0]:
         medians = [statistics.median(one[name] for one in found[waiters]) for waiters in options.waiters]
-        print(f"{name:42}" + "".join(f"{value:12,.1f}" for value in medians))
+        print(f"{name:42}" + "".join(f"{value:12,.2f}" for value in medians))
     return 0
 
 

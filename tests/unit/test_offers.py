@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ def parking() -> Parking:
 @pytest.fixture
 def parked(parking: Parking, line: Line) -> Any:
     claim = Claim("k", "owner", 30.0, 1, {})
-    request = SimpleNamespace(delivery_info={"redelivered": False}, message=None, exposed=False)
+    request = SimpleNamespace(delivery_info={"redelivered": False}, exposed_from=math.inf)
     one = SimpleNamespace(claim=claim, owner="owner", line=line, store="store", group=("store", "k"), request=request)
     one.granted = one.aside = one.asking = False
     parking._parked["owner"] = one  # type: ignore[assignment]
