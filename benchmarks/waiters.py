@@ -75,7 +75,7 @@ class Meter:
         return {name.removeprefix("cmdstat_"): int(stat["calls"]) for name, stat in told.items()}
 
     def _memory(self) -> int:
-        return int(self._client.info("memory")["used_memory_dataset"])
+        return int(self._client.info("memory")["used_memory"])
 
     def memory(self) -> int:
         """Return how many more bytes its data take than when the meter was made."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from celery_distlock.lease import Claim, Lease
+from celery_distlock.lease import Claim, Completion, Lease
 from celery_distlock.worker.parking import Parking
 
 
@@ -48,8 +47,8 @@ def parking() -> Parking:
 
 @pytest.fixture
 def parked(parking: Parking, line: Line) -> Any:
-    claim = Claim("k", "owner", 30.0, 1, {})
-    request = SimpleNamespace(delivery_info={"redelivered": False}, exposed_from=math.inf)
+    claim = Claim("k", "owner", 30.0, 1, {}, Completion("k", "run", 1.0))
+    request = SimpleNamespace()
     one = SimpleNamespace(claim=claim, owner="owner", line=line, store="store", group=("store", "k"), request=request)
     one.granted = one.aside = one.asking = False
     parking._parked["owner"] = one  # type: ignore[assignment]
