@@ -12,6 +12,8 @@ round's percentiles, and their spread.
 ``full``       the same, while both workers are also kept full of unrelated tasks of 10 ms
 the others     as many tasks want the key as in ``arriving``
 
+The others' locks are released in the body, ours after the result is stored: that is part of the time.
+
 At last, the time that six unrelated tasks take which are published behind sixty that wait for a key.
 """
 
@@ -102,6 +104,8 @@ def behind_waiters(scene: Scene, kind: str, waiters: int = 60, others: int = 6) 
     task.delay(key, patience)
     for _ in range(waiters):
         task.delay(key, 0.0)
+    if kind in OURS:
+        wait_until(lambda: scene.parked(key) >= waiters, 60, "the waiters")
     started = time.monotonic()
     for _ in range(others):
         scene.tasks.unrelated.delay(SECONDS)
