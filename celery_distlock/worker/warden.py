@@ -157,7 +157,7 @@ class Warden:
         # In a thread pool it may have stood in line since it was admitted.
         self._suspect(supervised.request)
         supervised.accepted = True
-        self.parking.climbed(supervised.request)
+        self.parking.has_slot(supervised)
         self.found_executor(supervised, pid)
 
     def found_executor(self, supervised: Supervised, pid: int) -> None:
