@@ -19,8 +19,8 @@ A parked task, and the thread in which it happens::
                                        └─ no slot: the place is declined, and with it those of all others of this key
     climb: the first one joins the  ◀──┘   that are parked here; they are aside, and keep their tickets
     pool's own line, and asks again
-    when it has got there; then the
-    others stand in line again
+    when it has got there; after that
+    the others stand in line again
 
 So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
 up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
@@ -78,6 +78,7 @@ from celery_distlock.worker.slots import free_slots
 from celery_distlock.worker.visibility import Visibility
 
 if TYPE_CHECKING:
+    from celery_distlock.worker.supervised import Supervised
     from celery_distlock.worker.warden import Warden
 
 __all__ = ["Parking", "Waited"]
@@ -86,6 +87,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which the consumer may leave a lease that was handed over to it.
 _HANDING_PATIENCE = 0.1
+#: Seconds for which those who are aside wait until one who has got a slot has asked, and between two looks.
+_ASKING_PATIENCE, _ASKING_PAUSE = 1.0, 0.005
 #: Seconds between two tries to reach a store that does not answer.
 _RETRY_PAUSE = 0.2
 #: Seconds that the worker's end waits until the store knows.
@@ -158,7 +161,7 @@ class _Parked(Waiter):
     @property
     def position(self) -> int | None:
         """How many wait before it, as the store said last; None if it is not in line."""
-        return self.place.ahead if isinstance(self.place, Ticket) else None
+        return self.place.ahead if isinstance(self.place, Ticket) and not self.aside else None
 
     @property
     def ends_at(self) -> float:
@@ -211,11 +214,23 @@ class Parking:
         self._loop.call(lambda: self._park(request, wish, options))
 
     def climbed(self, request: Any) -> None:
-        """Note that a request has got a slot, or needs none any more."""
+        """Note that a request has asked for its lock in the slot it waited for, or will not any more."""
         if self._climbers:
-            key = self._climbers.pop(id(request), None)
-            if key is not None:
-                self._loop.call(lambda: self._back_in_line(key))
+            group = self._climbers.pop(id(request), None)
+            if group is not None:
+                # In two steps: should it be parked again just now, the others are to be behind it.
+                self._loop.call(lambda: self._loop.call(partial(self._back_in_line, group)))
+
+    def has_slot(self, supervised: Supervised) -> None:
+        """Note that a request has got a slot. The others would overtake it if they were in line before it has asked."""
+        if id(supervised.request) in self._climbers:
+            self._loop.call(partial(self._watch_climber, supervised, time.monotonic() + _ASKING_PATIENCE))
+
+    def _watch_climber(self, supervised: Supervised, give_up: float) -> None:
+        if supervised.is_asking and time.monotonic() < give_up:
+            self._loop.call_after(_ASKING_PAUSE, partial(self._watch_climber, supervised, give_up))
+        else:
+            self.climbed(supervised.request)
 
     def listed(self) -> list[dict[str, Any]]:
         """Return what is parked now, for people: first come, first."""
@@ -298,10 +313,13 @@ class Parking:
         lock_parked.send(sender=request.task, task_id=request.id, key=wish.claim.key, reason="wait")
         request.send_event("task-parked", key=wish.claim.key)
         row = self._rows.setdefault(parked.group, Row())
-        if row.declined or (row.is_full and parked.number is None):
+        if parked.number is None and row.is_full:
             parked.aside = True
             row.drawing += 1
             parked.line.call(partial(self._draw, parked, row))
+        elif row.declined:
+            parked.line.forget(parked)
+            row.put_behind(parked)
         else:
             self._stand(parked, row)
         self._watch_by(parked.ends_at)
@@ -496,7 +514,7 @@ class Parking:
 
     def _draw(self, parked: _Parked, row: Row[_Parked]) -> None:
         """Get a number, which is worth a place in the line."""
-        if parked.owner in self._parked and parked.number is None:
+        if parked.owner in self._parked:
             try:
                 parked.number = parked.line.queue.draw(parked.claim.key)
             except StoreUnavailable as error:

@@ -92,6 +92,11 @@ class Supervised(Kept):
         cell = self.cell
         return self.accepted or (cell is not None and cell.state >= cells.ASKING and cell.pid != 0)
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether its executor has not been granted its key so far, as far as is known."""
+        return not self.ended and self.cell is not None and self.cell.state in (cells.READY, cells.ASKING)
+
     def token(self) -> list[Any]:
         """Return what travels to the executor: the owner, and where its cell is.
 

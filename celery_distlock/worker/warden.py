@@ -161,7 +161,7 @@ class Warden:
     def accepted(self, supervised: Supervised, pid: int) -> None:
         """Note that an executor has begun."""
         supervised.accepted = True
-        self.parking.climbed(supervised.request)
+        self.parking.has_slot(supervised)
         if supervised.options.max_hold is not None and supervised.cell is not None:
             self._watch_limits(supervised)
         if self._children_die_alone:

@@ -6,14 +6,23 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
+
 from tests.support.journal import Journal
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
-from tests.support.workers import Worker
+from tests.support.workers import POOLS, Pool, Worker
 from tests.worker.faults import PATIENCE
 from tests.worker.watching import left_in
 
-__all__ = ["all_is_well", "consume_also", "in_line", "listeners", "places"]
+__all__ = ["all_is_well", "consume_also", "in_line", "listeners", "places", "some"]
+
+
+def some(*every_run: Pool) -> Any:
+    """Repeat a test on all pools: on these in every run."""
+    return pytest.mark.parametrize(
+        "pool", [pytest.param(pool, marks=[] if pool in every_run else [pytest.mark.slow]) for pool in POOLS]
+    )
 
 
 def places(tasks: Any, workers: Iterable[Worker]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, Settings, StartWorker, Worker
 from tests.worker.faults import PATIENCE, RedisBroker
-from tests.worker.parked import all_is_well, consume_also, in_line, listeners
+from tests.worker.parked import all_is_well, consume_also, in_line, listeners, some
 
 APP = "tests.worker.apps.parking_faults"
 TTL = 2.0
@@ -124,8 +124,7 @@ class TestSomethingDies:
 
 class TestAWorkerIsShutDown:
     @pytest.mark.parametrize("how", ["warm", pytest.param("cold", marks=pytest.mark.slow)])
-    @pytest.mark.parametrize("pool", [p if p == "prefork" else pytest.param(p, marks=pytest.mark.slow) for p in
-                                      ("prefork", "threads", "solo", "gevent", "eventlet")])  # fmt: skip
+    @some("prefork")
     def test_its_places_are_given_up_at_once_and_its_messages_go_elsewhere(
         self, how: str, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
@@ -152,7 +151,7 @@ class TestAWorkerIsShutDown:
         consume_also(tasks, second, "first")
         all_is_well(tasks, results, journal, databases, [second])
 
-    @trials()
+    @trials(0)
     def test_in_the_instant_of_a_hand_over(
         self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
@@ -179,9 +178,8 @@ def in_line_of_one(databases: Databases) -> None:
 
 
 class TestTheBrokerIsLost:
-    @pytest.mark.parametrize("pool", [p if p == "prefork" else pytest.param(p, marks=pytest.mark.slow) for p in
-                                      ("prefork", "threads", "solo", "gevent", "eventlet")])  # fmt: skip
-    @pytest.mark.parametrize("server", ["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
+    @some("prefork")
+    @pytest.mark.parametrize("server", [pytest.param("redis", marks=pytest.mark.slow), "rabbitmq"])
     def test_while_tasks_are_parked(
         self, server: str, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings,
         databases: Databases, proxy: StartProxy, request: pytest.FixtureRequest,
@@ -261,7 +259,7 @@ class TestTheStore:
     def databases(self, databases: Databases, store: RedisServer) -> Databases:
         return replace(databases, server=store, locks=store.url)
 
-    @pytest.mark.parametrize("data", ["kept", "lost"])
+    @pytest.mark.parametrize("data", [pytest.param("kept", marks=pytest.mark.slow), "lost"])
     @trials()
     def test_restarts(
         self, trial: int, data: str, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
@@ -325,7 +323,8 @@ class TestTheStore:
         assert [run.id for run in journal.runs("a")] == [result.id for result in results]
         _nobody_waited_longer_than(1.0, journal)
 
-    @pytest.mark.parametrize("pool", ["prefork", pytest.param("gevent", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("pool", ["prefork", "gevent"])
     def test_may_not_give_hints(
         self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
@@ -355,8 +354,7 @@ def _nobody_waited_longer_than(seconds: float, journal: Journal) -> None:
 
 
 class TestAWorkerStops:
-    @pytest.mark.parametrize("pool", [p if p == "prefork" else pytest.param(p, marks=pytest.mark.slow) for p in
-                                      ("prefork", "threads", "solo", "gevent", "eventlet")])  # fmt: skip
+    @some("prefork")
     def test_for_longer_than_its_places_are_kept(
         self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:

@@ -14,18 +14,11 @@ from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import POOLS, LoadApp, Pool, Settings, StartWorker
 from tests.worker.faults import PATIENCE, received
-from tests.worker.parked import all_is_well, in_line
+from tests.worker.parked import all_is_well, in_line, some
 
 APP = "tests.worker.apps.parking_faults"
 WORK = f"{APP}.work"
 QUORUM = {"queue_arguments": {"x-queue-type": "quorum"}, "exchange_type": "topic"}
-
-
-def some(*every_run: Pool) -> Any:
-    """Repeat a test on all pools: on these in every run."""
-    return pytest.mark.parametrize(
-        "pool", [pytest.param(pool, marks=[] if pool in every_run else [pytest.mark.slow]) for pool in POOLS]
-    )
 
 
 def slots(pool: Pool) -> int:
@@ -33,7 +26,7 @@ def slots(pool: Pool) -> int:
     return 1 if pool == "solo" else 2
 
 
-@pytest.mark.parametrize("prefetch", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("prefetch", [pytest.param(1, marks=pytest.mark.slow), 4])
 @some("gevent")
 def test_tasks_wait_and_run_with_redis(
     pool: Pool, prefetch: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
@@ -156,7 +149,7 @@ def test_what_a_busy_consumer_does_not_take_in_time_goes_to_the_next(
     all_is_well(tasks, results, journal, databases, (first, second))
 
 
-@some("prefork")
+@some()
 def test_a_message_that_is_parked_for_three_visibility_timeouts_is_delivered_once(
     pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:

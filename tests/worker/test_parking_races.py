@@ -58,15 +58,20 @@ class Consumer:
 
     def __init__(self) -> None:
         self.calls: deque[Callable[[], None]] = deque()
+        self.later: list[Callable[[], None]] = []
         self.ran: list[Any] = []
         self.pool = SimpleNamespace(num_processes=0)
         self.semaphore = None
         self.call = self.calls.append
 
     def call_after(self, delay: float, function: Callable[[], None]) -> None:
-        """Nothing is late in these tests."""
+        """Do it when the test makes the next calls."""
+        if delay < 1.0:
+            self.later.append(function)
 
     def make_calls(self) -> None:
+        later, self.later = self.later, []
+        self.calls.extend(later)
         while self.calls:
             self.calls.popleft()()
 
@@ -77,6 +82,12 @@ class Consumer:
 
     def run(self, request: Any) -> None:
         self.ran.append(request)
+
+
+class Task(SimpleNamespace):
+    """What signals are sent by: they look it up in a dict."""
+
+    __hash__ = object.__hash__
 
 
 class Request:
@@ -91,7 +102,7 @@ class Request:
     def __init__(self, store: MemoryStore) -> None:
         self.id = uuid.uuid4().hex
         app = SimpleNamespace(conf={"distlock_url": "memory://"})
-        self.task = SimpleNamespace(_lock_store=store, _get_app=lambda: app, acks_late=True)
+        self.task = Task(_lock_store=store, _get_app=lambda: app, acks_late=True)
         self.request_dict: dict[str, Any] = {}
         self.delivery_info: dict[str, Any] = {}
         self.message = SimpleNamespace(channel=None, delivery_tag=self.id)
@@ -169,6 +180,30 @@ def test_who_is_granted_the_key_while_others_of_it_are_declined_holds_it_when_it
     wait_for_the_keeper()
     lease = granted.waited.lease
     assert lease is None or store.has(lease.owner)
+
+
+def test_those_who_are_aside_stay_there_until_the_one_who_has_a_slot_has_asked(
+    parking: Parking, consumer: Consumer, store: SlowStore
+) -> None:
+    holders = [store.hold(), store.hold()]
+    first, second = park(parking, consumer, store), park(parking, consumer, store)
+    eventually(lambda: [one["position"] for one in parking.listed()] == [0, 1], 10, "a line of two")
+    store.release(holders[:1])
+
+    def second_waits(position: int | None) -> bool:
+        consumer.make_calls()
+        return [(one["id"], one["position"]) for one in parking.listed()] == [(second.id, position)]
+
+    eventually(lambda: second_waits(None) and consumer.ran == [first], 10, "the first in the pool's own line")
+    supervised: Any = SimpleNamespace(request=first, is_asking=True)
+    parking.has_slot(supervised)
+    for _ in range(3):
+        consumer.make_calls()
+    assert second_waits(None)
+    supervised.is_asking = False
+    # The place that was declined is nobody's: it is offered at once.
+    consumer.pool.num_processes = 9
+    eventually(lambda: consumer.make_calls() or consumer.ran == [first, second], 10, "the run of the second")
 
 
 def test_what_was_handed_over_when_the_worker_shuts_down_is_given_back(
