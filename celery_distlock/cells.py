@@ -106,6 +106,8 @@ class Arena:
     def give(self, cell: Cell) -> None:
         """Take back a cell that nobody executes any more."""
         self._ints[cell.base + _STATE] = FREE
+        # Should somebody execute it after all, he is not to write into it.
+        cell.disown()
         self._free.append(cell.index)
 
     @property
@@ -156,6 +158,10 @@ class Cell:
         # Looked at once more now that our pid is there: the main process takes back what nobody has begun with.
         view = self.view()
         return view.lease if view is not None and view.state == GRANTED and self._owner == owner.encode() else None
+
+    def belongs_to(self, owner: str) -> bool:
+        """Return whether the main process still waits for this owner to execute."""
+        return self._owner == owner.encode()
 
     def granted(self, lease: Lease) -> None:
         """Say that the store granted what was asked for, perhaps for another time than was asked for."""
@@ -227,6 +233,24 @@ class Cell:
         self._arena._ints[self.base + _PID] = 0
         self.granted(lease)
         return True
+
+    def take_back(self) -> bool:
+        """Undo :meth:`hand_over`; False if an executor has begun.
+
+        This writes the owner and then reads the pid, the executor writes the pid and then reads the owner: one of them
+        sees the other.
+        """
+        owner = self._owner
+        self.disown()
+        if self.pid != 0:
+            self._arena._bytes[self.base * 8 + _OWNER : self.base * 8 + _KEY] = owner
+            return False
+        self._arena._ints[self.base + _STATE] = READY
+        return True
+
+    def disown(self) -> None:
+        """Let the cell belong to nobody."""
+        self._arena._bytes[self.base * 8 + _OWNER : self.base * 8 + _KEY] = bytes(_OWNER_LEN)
 
     def view(self) -> View | None:
         """Look at the cell once; None if it was being written just then."""

@@ -555,6 +555,10 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
             for key in {claim.key for claim in claims}:
                 table.settle(key, now)
 
+    def draw(self, key: str) -> int:
+        """Return the number of a place at the end of the line; see :meth:`Queueing.draw`."""
+        return next(_fences)
+
     def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
         """Start to listen; see :meth:`Queueing.listen`. There are no gaps."""
         on_gap()

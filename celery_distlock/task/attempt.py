@@ -45,6 +45,7 @@ from celery_distlock.task.contention import Contention, decide, retry_later, ski
 from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
 from celery_distlock.task.inheritance import bequeath, inheriting
 from celery_distlock.task.message import UNIQUE_HEADER
+from celery_distlock.task.parked import Parked
 from celery_distlock.task.parking import ask_with_ticket, ticket_of, wait_parked
 from celery_distlock.task.redelivery import (
     check_result,
@@ -122,6 +123,9 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
     grant: _Grant | _Skipped
     try:
         grant = _acquire(task, request, options, key, run, args, kwargs)
+    except Parked as parked:
+        # Celery takes the traceback apart and sends it to the main process, where nobody looks at it.
+        raise parked.with_traceback(None) from None
     except StoreUnavailable as error:
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
@@ -193,16 +197,16 @@ def _acquire(
     if handed is not None and handed.key == key and handed.remaining > 0:
         # It waited in the main process, which was granted the key in its place.
         return _granted(task, request, options, store, handed, cell, run)
-    claim = Claim(
-        key,
-        owner,
-        options.ttl,
-        limit_of(task, options, args, kwargs),
-        record_of(task, run),
-        completion_of(task, key, run.label) if task.acks_late and is_redelivered(request) else None,
-    )
-    if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
+    limit = limit_of(task, options, args, kwargs)
+    redelivered = is_redelivered(request)
+    if cell is not None and not cell.asking(key, owner, options.ttl, limit):
+        if not cell.belongs_to(owner):
+            # The main process has given us up, with what it held under this name, since it lost its connection: the
+            # broker has delivered the message again, and that may be done by now.
+            owner, redelivered = new_owner(), True
         cell = None
+    completion = completion_of(task, key, run.label) if task.acks_late and redelivered else None
+    claim = Claim(key, owner, options.ttl, limit, record_of(task, run), completion)
     answer: Lease | Contended | Completed
     question = inheriting(task, run) if options.hold_on_retry and not request.is_eager else ask
     if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
@@ -213,7 +217,7 @@ def _acquire(
         answer = question(store, claim) if number is None else ask_with_ticket(store, claim, number)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
         answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer, question)
-    if isinstance(answer, Contended) and is_redelivered(request) and has_copy(run, answer.holders):
+    if isinstance(answer, Contended) and redelivered and has_copy(run, answer.holders):
         if cell is not None:
             cell.refused()
         answer = settle_copy(task, request, store, claim, run, answer)

@@ -156,7 +156,7 @@ def _supervised_execution(execute: Any) -> Any:
         try:
             _turn_away_copy(warden, self, label)
         except TaskRevokedError:
-            warden.parking.climbed(self)
+            warden.turned_away(self)
             raise
         self.supervised = warden.admit(self, label)
         try:

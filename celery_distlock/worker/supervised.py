@@ -92,6 +92,11 @@ class Supervised(Kept):
         cell = self.cell
         return self.accepted or (cell is not None and cell.state >= cells.ASKING and cell.pid != 0)
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether its executor has not been granted its key so far, as far as is known."""
+        return not self.ended and self.cell is not None and self.cell.state in (cells.READY, cells.ASKING)
+
     def token(self) -> list[Any]:
         """Return what travels to the executor: the owner, and where its cell is.
 
@@ -144,7 +149,7 @@ class Supervised(Kept):
         self._state = state
         # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
         finished = state in (cells.OWED, cells.DONE) and before == state
-        if finished or (state in (cells.READY, cells.GRANTED) and self.warden.forgotten(self)):
+        if finished or (state == cells.READY and self.warden.forgotten(self)):
             self.warden.end(self)
 
     def ttl(self) -> float:

@@ -55,8 +55,8 @@ __all__ = ["Warden"]
 
 #: Seconds after which a request that was handed to the pool on a connection since lost, and never began, is given up.
 _FORGOTTEN_AFTER = 3600.0
-#: The same for one that was handed a lease, which must not be kept from others for so long.
-_HANDED_FORGOTTEN_AFTER = 5.0
+#: The same for one that was handed a lease, which must not be kept from others for so long: its executor was free.
+_HANDED_FORGOTTEN_AFTER = 1.0
 #: Seconds to wait for an acknowledgement before the completion record is left to expire.
 _ACK_PATIENCE = 30.0
 
@@ -101,6 +101,8 @@ class Warden:
         self.visibility.drop_all()
         self.copies.drop_all()
         self.parking.drop_all()
+        if any(supervised.handed for supervised in list(self._table.values())):
+            self.keeper.call_after(_HANDED_FORGOTTEN_AFTER, self._take_back)
 
     def closing(self) -> None:
         """Note that the worker is about to stop: what is parked goes back to the broker, its places to others."""
@@ -148,10 +150,18 @@ class Warden:
             supervised.place = SupervisedPlace.of(supervised, request_dict)
         return supervised
 
+    def turned_away(self, request: Any) -> None:
+        """Note that a request does not get to the pool, though its turn may have come."""
+        waited = request.waited
+        if waited is not None and waited.lease is not None:
+            request.waited = waited._replace(lease=None)
+            self.keeper.give_back(request.task._lock_store, waited.lease)
+        self.parking.climbed(request)
+
     def accepted(self, supervised: Supervised, pid: int) -> None:
         """Note that an executor has begun."""
         supervised.accepted = True
-        self.parking.climbed(supervised.request)
+        self.parking.has_slot(supervised)
         if supervised.options.max_hold is not None and supervised.cell is not None:
             self._watch_limits(supervised)
         if self._children_die_alone:
@@ -182,8 +192,17 @@ class Warden:
         Should the pool start it after all, it finds its cell in other hands and keeps its lease alive itself.
         """
         lost = supervised.request.generation != self.generation and not supervised.begun
-        patience = _FORGOTTEN_AFTER if supervised.handed is None else _HANDED_FORGOTTEN_AFTER
-        return lost and time.monotonic() > self._disconnected_at + patience
+        return lost and time.monotonic() > self._disconnected_at + _FORGOTTEN_AFTER
+
+    def _take_back(self) -> None:
+        """Give to others what was handed over on a connection since lost, and nobody has begun with."""
+        for supervised in list(self._table.values()):
+            handed, cell = supervised.handed, supervised.cell
+            lost = supervised.request.generation != self.generation
+            # Without a cell nobody can tell whether its executor has begun.
+            if handed is not None and cell is not None and lost and not supervised.accepted and cell.take_back():
+                self.keeper.give_back(supervised.store, handed)
+                self.end(supervised)
 
     def _suspect(self, request: Any) -> None:
         """Mark a message that may have been given to somebody else while it was in reserve here.

@@ -10,6 +10,7 @@ from importlib.resources import files
 __all__ = [
     "ACQUIRE",
     "CONFIRM",
+    "DRAW",
     "ENQUEUE",
     "HOLDERS",
     "PASS_ON",
@@ -58,7 +59,7 @@ class Script:
         self.name = name
         own = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         self.body = _source("prelude") + b"\n" + own
-        self._sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
+        self.sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
         self.load = command(b"SCRIPT", b"LOAD", self.body)
         self._heads: dict[tuple[int, int], bytes] = {}
 
@@ -92,7 +93,7 @@ class Script:
         return head + packed + b"".join(map(bulk, (*more, *arguments)))
 
     def _head(self, keys: int, arguments: int) -> bytes:
-        head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self._sha) + bulk(b"%d" % keys))
+        head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self.sha) + bulk(b"%d" % keys))
         self._heads[keys, arguments] = head
         return head
 
@@ -105,6 +106,7 @@ POLL = Script("poll")
 PASS_ON = Script("pass_on")
 CONFIRM = Script("confirm")
 WITHDRAW = Script("withdraw")
+DRAW = Script("draw")
 HOLDERS = Script("holders")
 UNIQUE_RESERVE = Script("unique_reserve")
 UNIQUE_BEGIN = Script("unique_begin")
