@@ -10,7 +10,7 @@ from celery_distlock.options import store_settings
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 
-__all__ = ["forget_store", "store_of", "use_store"]
+__all__ = ["close_stores", "forget_store", "store_of", "use_store"]
 
 _stores: weakref.WeakKeyDictionary[Any, LockStore] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -35,6 +35,12 @@ def store_of(app: Any) -> LockStore:
                 store = open_store(settings.url, prefix=settings.prefix, options=settings.options)
                 _stores[app] = store
     return store
+
+
+def close_stores() -> None:
+    """Close the stores that this process has used; for a process that ends without calling what others do then."""
+    for store in list(_stores.values()):
+        store.close()
 
 
 def use_store(app: Any, store: LockStore) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery import bootsteps
+from celery import bootsteps, signals
 
 from celery_distlock.errors import LockConfigError, StoreUnavailable
-from celery_distlock.stores.of_app import store_of
+from celery_distlock.stores.of_app import close_stores, store_of
 from celery_distlock.task import event_loop
 from celery_distlock.task.message import tokens_of
 from celery_distlock.task.rebase import unmatched_patterns
@@ -86,6 +86,12 @@ class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery h
             Warden.current.disconnected()
         else:
             Warden.current.closing()
+
+
+# A pool process ends without what Python does at the end, and a session would last until its time is over.
+signals.worker_process_shutdown.connect(
+    lambda **_: close_stores(), weak=False, dispatch_uid="celery_distlock.close_stores"
+)
 
 
 def supervise(app: Any) -> None:

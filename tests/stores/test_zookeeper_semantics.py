@@ -334,7 +334,7 @@ def test_an_acquire_that_nobody_waits_for_any_more_is_undone(
     private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
 ) -> None:
     server = private_zookeeper()
-    store = open_zookeeper(f"{server.fresh_chroot()}?timeout=0.3&session_timeout=20")
+    store = open_zookeeper(f"{server.fresh_chroot()}?timeout=1&session_timeout=20")
     store.holders("k")
     server.freeze()
     with pytest.raises(StoreUnavailable):
@@ -350,7 +350,7 @@ def test_a_release_without_an_answer_is_made_up_for(
 ) -> None:
     server = private_zookeeper()
     url = server.fresh_chroot()
-    store, other = open_zookeeper(f"{url}?timeout=0.3&session_timeout=20"), open_zookeeper(url)
+    store, other = open_zookeeper(f"{url}?timeout=1&session_timeout=20"), open_zookeeper(url)
     lease = granted(store)
     server.freeze()
     with pytest.raises(StoreUnavailable):
@@ -364,7 +364,7 @@ def test_who_asks_again_after_silence_is_not_robbed_of_its_lease(
 ) -> None:
     """The debt of the first try is not collected from the second."""
     server = private_zookeeper()
-    store = open_zookeeper(f"{server.fresh_chroot()}?timeout=0.3&session_timeout=20")
+    store = open_zookeeper(f"{server.fresh_chroot()}?timeout=1&session_timeout=20")
     wish = claim()
     store.holders("k")
     server.freeze()

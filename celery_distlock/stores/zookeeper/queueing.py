@@ -65,13 +65,36 @@ class ZooKeeperQueueing(Queueing):
             StoreUnavailable: there was no answer.
         """
         self._ours.give_up_overdue()
-        return self._ours.run(lambda end: self._enqueue(claim, listener, end), [claim], owing=self._is_new(claim))
+        ours, new = self._ours, self._is_new(claim)
+        if (claim.key, claim.owner) in ours.barred:
+            return Contended(claim.key)
+        blindly = new and claim.completion is None and ours.places.find(claim.key, claim.owner) is None
+
+        def work(end: float) -> Lease | Ticket | Contended | Completed:
+            nonlocal blindly
+            blind, blindly = blindly, False
+            return (self._enqueue_blindly(claim, listener, end) if blind else None) or self._enqueue(
+                claim, listener, end
+            )
+
+        return ours.run(work, [claim], owing=new)
+
+    def _enqueue_blindly(self, claim: Claim, listener: str, end: float) -> Lease | Ticket | None:
+        """Get the key or join the line without a look at it before; None if that must be looked at."""
+        ours = self._ours
+        entered = ours.found(claim, end)
+        if entered is not None:
+            return ours.granted(claim, entered.node, entered.answer, alone=True)
+        entered = ours.enter(claim, end, waiting=self.claim_ttl)
+        if entered is None:
+            return None
+        if entered.index < entered.line.placed:
+            return ours.take(claim, entered.node, entered.answer, end)
+        return self._ticket(self._keep(claim, entered, listener), entered.line, entered.index)
 
     def _enqueue(self, claim: Claim, listener: str, end: float) -> Lease | Ticket | Contended | Completed:
         ours = self._ours
-        if (claim.key, claim.owner) in ours.barred:
-            return Contended(claim.key)
-        missing = claim.completion is None and ours.places.find(claim.key, claim.owner) is None
+        missing = False
         while True:
             if missing and (entered := ours.found(claim, end)) is not None:
                 return ours.granted(claim, entered.node, entered.answer, alone=True)
@@ -82,8 +105,7 @@ class ZooKeeperQueueing(Queueing):
             if index is not None:
                 if index < line.placed:
                     return self._take_again(claim, line.contenders[index], end)
-                place = self._kept(claim, line.contenders[index], listener, end)
-                break
+                return self._ticket(self._kept(claim, line.contenders[index], listener, end), line, index)
             if missing and not self._layout.shared:
                 continue
             entered = ours.enter(claim, end, waiting=0.0 if line.admits(claim.limit) else self.claim_ttl)
@@ -92,10 +114,11 @@ class ZooKeeperQueueing(Queueing):
             line, index = entered.line, entered.index
             if index < line.placed:
                 return ours.take(claim, entered.node, entered.answer, end)
-            place = self._keep(claim, entered, listener)
-            break
+            return self._ticket(self._keep(claim, entered, listener), line, index)
+
+    def _ticket(self, place: Place, line: Line, index: int) -> Ticket:
         self._watch(place, line, index)
-        return Ticket(claim, place.number, index - line.placed)
+        return Ticket(place.claim, place.number, index - line.placed)
 
     def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
         """Keep places in the line; see :meth:`Queueing.poll`. One that was gone is entered again at the end.
