@@ -66,7 +66,11 @@ log = logging.getLogger(__name__)
 PREDECESSOR_PATIENCE = 1.0
 
 
-@dataclass
+#: Message headers that count how often a run was refused.
+_OF_REFUSALS = frozenset((ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER))
+
+
+@dataclass(slots=True)
 class _Grant:
     """What the tracer's frame holds until ``task_postrun``; kept on the request's context."""
 
@@ -95,9 +99,10 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         body: what to call with the arguments.
     """
     request.distlock_entered = True
-    if frames() and not request.is_eager:
+    stack = frames()
+    if stack and not request.is_eager:
         # Nothing runs below a worker's task: what is left here was left by a signal that struck between two lines.
-        frames()[:] = [frame for frame in frames() if not isinstance(frame.subject, Context)]
+        stack[:] = [frame for frame in stack if not isinstance(frame.subject, Context)]
     if request.headers and UNIQUE_HEADER in request.headers:
         enter(task, request)
     options: LockOptions = task._lock_checked_options_of(request)
@@ -106,10 +111,10 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         _begin(task, request, options, Run.of(request, request.headers), None)
         _started(task, request)
         return body(*args, **kwargs)
-    outer = holding(key, task._lock_store) if frames() else None
+    outer = holding(key, task._lock_store) if stack else None
     if outer is not None:
         request.distlock_frame = True
-        frames().append(Frame(request, outer, owns=False))
+        stack.append(Frame(request, outer, owns=False))
         return body(*args, **kwargs)
     run = Run.of(request, request.headers)
     grant: _Grant | _Skipped
@@ -139,14 +144,17 @@ def _hold(
     request.distlock_frame = True
     frames().append(Frame(request, grant.lock, owns=True))
     # Once granted, the refusals are history: a later retry by the task itself starts counting anew.
-    for header in (ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER):
-        if request.headers and header in request.headers:
-            request.headers = {name: value for name, value in request.headers.items() if name != header}
-    lock_acquired.send(sender=task, task_id=request.id, key=grant.lock.key, lock=grant.lock)
-    _begin(task, request, options, grant.run, grant.lock.key)
-    _started(task, request)
+    headers = request.headers
+    if headers and not _OF_REFUSALS.isdisjoint(headers):
+        request.headers = {name: value for name, value in headers.items() if name not in _OF_REFUSALS}
+    if lock_acquired.receivers:
+        lock_acquired.send(sender=task, task_id=request.id, key=grant.lease.key, lock=grant.lock)
+    _begin(task, request, options, grant.run, grant.lease.key)
+    if task._lock_track_started:
+        _started(task, request)
     result = body(*args, **kwargs)
-    confirm(task, request.id, options, grant.lock)
+    if not grant.lock.held:
+        confirm(task, request.id, options, grant.lock)
     return result
 
 
@@ -189,7 +197,7 @@ def _acquire(
         options.ttl,
         limit_of(task, options, args, kwargs),
         record_of(task, run),
-        completion_of(task, key, run) if task.acks_late and is_redelivered(request) else None,
+        completion_of(task, key, run.label) if task.acks_late and is_redelivered(request) else None,
     )
     if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
         cell = None
@@ -318,7 +326,7 @@ def _release(
     if grant.min_hold and state in states.READY_STATES:
         # Not between a task's own retries: those are one piece of work.
         lease = grant.lease = at_release(lease, grant.min_hold)
-    completion = completion_of(task, lease.key, grant.run) if complete else None
+    completion = completion_of(task, lease.key, grant.run.label) if complete else None
     if grant.kept is not None:
         grant.kept.end()
     if grant.cell is not None:
@@ -339,7 +347,8 @@ def _release(
         grant.cell.done()
     if not ours:
         log.warning("Task %s[%s]: lock %r was no longer ours when it was released", task.name, request.id, lease.key)
-    lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
+    if lock_released.receivers:
+        lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
 
 
 def _release_later(grant: _Grant, completion: Completion | None, message: UniqueMessage | None) -> None:

@@ -59,7 +59,7 @@ from celery_distlock.options import LockOptions, store_settings
 from celery_distlock.signals import lock_parked, lock_woken
 from celery_distlock.task.parked import Wish
 from celery_distlock.task.redelivery import completion_of
-from celery_distlock.task.run import SINCE_HEADER, Run
+from celery_distlock.task.run import SINCE_HEADER, label_of
 from celery_distlock.worker.shelf import put_aside
 from celery_distlock.worker.slots import free_slots
 from celery_distlock.worker.visibility import Visibility
@@ -450,7 +450,7 @@ class Parking:
         record = {**claim.record, "since": time.time(), "pid": os.getpid()}
         completion = claim.completion
         if completion is None and (request.delivery_info.get("redelivered") or Visibility.exposed(request)):
-            completion = completion_of(request.task, claim.key, Run.of_message(request.request_dict))
+            completion = completion_of(request.task, claim.key, label_of(request.request_dict))
         return replace(claim, record=record, completion=completion)
 
 

@@ -208,8 +208,8 @@ def test_a_misspelt_setting_with_a_namespace_is_refused(app: Celery) -> None:
 
 
 def test_a_setting_of_a_later_version_is_refused_with_a_namespace(app: Celery) -> None:
-    app.config_from_object(SimpleNamespace(CELERY_DISTLOCK_SKIP_CHAIN=7), namespace="CELERY")
-    assert "CELERY_DISTLOCK_SKIP_CHAIN is not available in this version" in refusal(app.conf)
+    app.config_from_object(SimpleNamespace(CELERY_DISTLOCK_HOLD_ON_RETRY=7), namespace="CELERY")
+    assert "CELERY_DISTLOCK_HOLD_ON_RETRY is not available in this version" in refusal(app.conf)
 
 
 @pytest.mark.parametrize("name", ["DISTLOCK_TTL", "CELERY_DISTLOCK_TTL", "celery_distlock_ttl"])

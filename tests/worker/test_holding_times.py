@@ -20,6 +20,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("holding times")
+
 APP = "tests.worker.apps.holding"
 EXPECTED = [r"LockLost", r"ValueError"]
 

@@ -21,6 +21,8 @@ from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("parking")
+
 APP = "tests.worker.apps.parking"
 
 #: A revoke or an expiry is acted upon at once; a busy machine takes a moment all the same.

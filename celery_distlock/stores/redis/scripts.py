@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+#: What stands before a bulk string of each length; formatting it anew costs as much as the rest.
+_SIZES = tuple(b"$%d\r\n" % length for length in range(1024))
+
+
 def bulk(argument: bytes) -> bytes:
     """Return one argument as a RESP bulk string."""
     return b"$%d\r\n%b\r\n" % (len(argument), argument)
@@ -66,9 +70,13 @@ class Script:
             extra: the eighth key, or None.
         """
         counts = 7 if extra is None else 8, len(arguments)
-        head = self._heads.get(counts) or self._head(*counts)
-        rest = b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
-        return head + packed + rest if extra is None else head + packed + bulk(extra) + rest
+        pieces = [self._heads.get(counts) or self._head(*counts), packed]
+        if extra is not None:
+            pieces.append(bulk(extra))
+        for argument in arguments:
+            length = len(argument)
+            pieces += (_SIZES[length] if length < 1024 else b"$%d\r\n" % length, argument, b"\r\n")
+        return b"".join(pieces)
 
     def call_with(self, packed: bytes, arguments: Sequence[bytes], more: Sequence[bytes]) -> bytes:
         """Return the call as it is sent, with further keys behind the lock's.
