@@ -84,6 +84,7 @@ class SelfKept(Kept):
         self._lease: Lease | None = lease
         self._on_trouble = on_trouble
         self._user: weakref.ref[HeldLock] | None = None
+        keeper().listen_to(store)
         keeper().keep(self)
 
     def used_by(self, lock: HeldLock) -> None:
