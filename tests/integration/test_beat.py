@@ -240,12 +240,16 @@ class TestLeader:
             wait = one.tick()
         return wait
 
-    def test_one_leads_and_the_others_stand_by(self, shop: Shop, beats: list[LeaderScheduler]) -> None:
+    def test_one_leads_and_the_others_stand_by(
+        self, shop: Shop, beats: list[LeaderScheduler], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "celery.beat")
         for one in beats:
             due(one._inner, "job", "other")
             assert 0.0 < self.tick(one) <= 0.5
         assert [one.leads for one in beats] == [True, False, False]
         assert len(shop.published) == 2
+        assert len([record for record in caplog.records if "Sending due task" in record.getMessage()]) == 2
 
     def test_when_the_leader_goes_another_leads_and_publishes_nothing_again(
         self, shop: Shop, beats: list[LeaderScheduler]
@@ -295,6 +299,11 @@ class TestLeader:
                 super().__init__(**options)
                 made.append(self)
                 self.ticks = 0
+                self.closed = False
+
+            def close(self) -> None:
+                self.closed = True
+                super().close()
 
             def tick(self) -> float:
                 self.ticks += 1
@@ -306,6 +315,7 @@ class TestLeader:
         assert leader.tick() <= 0.5
         other.tick()
         assert [each.ticks for each in made] == [0, 0, 1]
+        assert [each.closed for each in made] == [True, False, False]
         leader.close()
         other.tick()
         assert [each.ticks for each in made] == [0, 0, 1, 1]
