@@ -29,6 +29,8 @@ from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = pytest.mark.xdist_group("unique")
 
+pytestmark = pytest.mark.xdist_group("unique")
+
 APP = "tests.worker.apps.unique"
 EXPECTED = [r"LockContended", r"WorkerLostError", r"Terminated", r"LockTimeout"]
 
