@@ -24,7 +24,8 @@ What each failure does
 Standing by
     A scheduler whose schedule is its own (Celery's) goes on ticking, without publishing; the last tick of each entry
     is remembered, and those of the last moments, and published by who becomes the leader, unless they are in the
-    store. One whose schedule is shared (a database's) is left alone, and made anew when its beat becomes the leader.
+    store. (Where the store keeps no tokens nobody could tell, and they are lost.) One whose schedule is shared (a
+    database's) is left alone, and made anew when its beat becomes the leader.
 """
 
 from __future__ import annotations
@@ -177,9 +178,11 @@ class LeaderScheduler:
         self._pause = min(_PAUSE, self._ttl / 3)
         self._owed: dict[str, list[_Owed]] = {}
         self._was_leading = False
+        store = store_of(app)
+        self._enters_ticks = isinstance(store, Uniqueness)
         self._lock = Lock(
             f"beat:{app.main}",
-            store=store_of(app),
+            store=store,
             ttl=self._ttl,
             identifier=f"beat on {socket.gethostname()} (pid {os.getpid()})",
         )
@@ -188,7 +191,7 @@ class LeaderScheduler:
     def _take(self, scheduler: Any) -> None:
         self._inner = scheduler
         self._shared = type(scheduler) not in (Scheduler, PersistentScheduler)
-        self._ticks = Ticks(scheduler, everything=True)
+        self._ticks = Ticks(scheduler, everything=True) if self._enters_ticks else None
         self._apply_entry = scheduler.apply_entry
         self._apply_async = scheduler.apply_async
         scheduler.apply_entry = self._entry_is_due
@@ -264,6 +267,7 @@ class LeaderScheduler:
         self._owed[entry.name] = [*recent, _Owed(Tick.of(self._app, entry), entry, now)]
 
     def _pay(self, owed: _Owed) -> None:
+        assert self._ticks is not None
         try:
             self._ticks.once(owed.tick, owed.entry, advance=False, producer=self._inner.producer)
         except Exception:
@@ -280,7 +284,8 @@ class LeaderScheduler:
     def _publish_if_leading(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         if self.leads:
             return self._apply_async(entry, producer=producer, advance=advance, **kwargs)
-        self._owe(entry)
+        if self._enters_ticks:
+            self._owe(entry)
         if advance:
             self._inner.reserve(entry)
         return None

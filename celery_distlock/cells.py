@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
+import struct
 import zlib
 from collections import deque
 from dataclasses import dataclass
@@ -52,6 +52,10 @@ _STATE, _VERDICT, _DEADLINE, _FENCE, _COMPLETE, _PID, _SUM, _TTL, _LIMIT, _KEYLE
 _OWNER = 10 * 8
 _OWNER_LEN = 32
 _KEY = _OWNER + _OWNER_LEN
+#: What the checksum covers before the key: ttl, limit, the key's length, owner.
+_HEAD = struct.Struct("dqq32s")
+#: A cell before it is asked for; its state comes last.
+_BLANK = struct.Struct("80x32s")
 #: Longest key, in UTF-8 bytes, that a cell can hold.
 KEY_MAX = _SIZE - _KEY
 
@@ -87,24 +91,24 @@ class Arena:
         self._ints = self._bytes.cast("q")
         self._floats = self._bytes.cast("d")
         # First in, first out: the warden's thread may be about to write into the cell that was freed last.
+        # Requests are admitted by the consumer and dismissed by the warden, two threads: a deque needs no lock.
         self._free = deque(range(size))
-        # Requests are admitted by the consumer and dismissed by the warden, two threads.
-        self._lock = threading.Lock()
 
     def take(self, owner: str) -> Cell | None:
         """Return a READY cell that belongs to ``owner``, or None when all are in use."""
-        with self._lock:
-            if not self._free:
-                return None
+        try:
             cell = Cell(self, self._free.popleft())
+        except IndexError:
+            return None
         cell.reset(owner)
         return cell
 
     def give(self, cell: Cell) -> None:
         """Take back a cell that nobody executes any more."""
         self._ints[cell.base + _STATE] = FREE
-        with self._lock:
-            self._free.append(cell.index)
+        # Should somebody execute it after all, he is not to write into it.
+        cell.disown()
+        self._free.append(cell.index)
 
     @property
     def in_use(self) -> int:
@@ -131,18 +135,17 @@ class Cell:
             False if the cell cannot be used: the key is too long, or the cell belongs to somebody else by now, since
             the pool had lost this request and started it nevertheless.
         """
-        raw = key.encode(*_UTF8)
+        raw, who = key.encode(*_UTF8), owner.encode()
         arena, base = self._arena, self.base
         start = base * 8
-        if len(raw) > KEY_MAX or arena._bytes[start + _OWNER : start + _KEY] != owner.encode():
+        if len(raw) > KEY_MAX or arena._bytes[start + _OWNER : start + _KEY] != who:
             return False
+        told = _HEAD.pack(ttl, limit, len(raw), who) + raw
+        first = start + _TTL * 8
+        arena._bytes[first : first + len(told)] = told
         arena._ints[base + _PID] = os.getpid()
-        arena._bytes[start + _KEY : start + _KEY + len(raw)] = raw
-        arena._ints[base + _KEYLEN] = len(raw)
-        arena._floats[base + _TTL] = ttl
-        arena._ints[base + _LIMIT] = limit
         arena._ints[base + _FENCE] = 0
-        arena._ints[base + _SUM] = self._checksum()
+        arena._ints[base + _SUM] = zlib.crc32(told)
         arena._ints[base + _STATE] = ASKING
         return True
 
@@ -155,6 +158,10 @@ class Cell:
         # Looked at once more now that our pid is there: the main process takes back what nobody has begun with.
         view = self.view()
         return view.lease if view is not None and view.state == GRANTED and self._owner == owner.encode() else None
+
+    def belongs_to(self, owner: str) -> bool:
+        """Return whether the main process still waits for this owner to execute."""
+        return self._owner == owner.encode()
 
     def granted(self, lease: Lease) -> None:
         """Say that the store granted what was asked for, perhaps for another time than was asked for."""
@@ -216,9 +223,7 @@ class Cell:
     def reset(self, owner: str) -> None:
         """Make the cell ready for another request."""
         arena, base = self._arena, self.base
-        for word in range(_VERDICT, _KEYLEN + 1):
-            arena._ints[base + word] = 0
-        arena._bytes[base * 8 + _OWNER : base * 8 + _KEY] = owner.encode()
+        _BLANK.pack_into(arena._map, base * 8, owner.encode())
         arena._ints[base + _STATE] = READY
 
     def hand_over(self, lease: Lease) -> bool:
@@ -228,6 +233,24 @@ class Cell:
         self._arena._ints[self.base + _PID] = 0
         self.granted(lease)
         return True
+
+    def take_back(self) -> bool:
+        """Undo :meth:`hand_over`; False if an executor has begun.
+
+        This writes the owner and then reads the pid, the executor writes the pid and then reads the owner: one of them
+        sees the other.
+        """
+        owner = self._owner
+        self.disown()
+        if self.pid != 0:
+            self._arena._bytes[self.base * 8 + _OWNER : self.base * 8 + _KEY] = owner
+            return False
+        self._arena._ints[self.base + _STATE] = READY
+        return True
+
+    def disown(self) -> None:
+        """Let the cell belong to nobody."""
+        self._arena._bytes[self.base * 8 + _OWNER : self.base * 8 + _KEY] = bytes(_OWNER_LEN)
 
     def view(self) -> View | None:
         """Look at the cell once; None if it was being written just then."""
@@ -267,8 +290,7 @@ class Cell:
         arena, base = self._arena, self.base
         start = base * 8
         length = min(arena._ints[base + _KEYLEN], KEY_MAX)
-        head = zlib.crc32(arena._bytes[start + _TTL * 8 : start + _OWNER])
-        return zlib.crc32(arena._bytes[start + _OWNER : start + _KEY + length], head)
+        return zlib.crc32(arena._bytes[start + _TTL * 8 : start + _KEY + length])
 
 
 _arena: Arena | None = None

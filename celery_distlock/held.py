@@ -84,6 +84,7 @@ class SelfKept(Kept):
         self._lease: Lease | None = lease
         self._on_trouble = on_trouble
         self._user: weakref.ref[HeldLock] | None = None
+        keeper().listen_to(store)
         keeper().keep(self)
 
     def used_by(self, lock: HeldLock) -> None:
@@ -245,7 +246,7 @@ def granted_at(lease: Lease) -> float:
     return lease.deadline - deadline_of(0.0, lease.ttl)
 
 
-@dataclass
+@dataclass(slots=True)
 class Frame:
     """One running piece of code and the lock it runs under.
 

@@ -140,15 +140,20 @@ class Keeper:
     def keep(self, kept: Kept) -> None:
         """Look at ``kept`` from now on, first at its ``look_at``."""
         self._kept[id(kept)] = kept
-        if kept.store not in self._telling:
-            self._telling.add(kept.store)
-            kept.store.when_in_doubt(partial(self._doubt, weakref.ref(kept.store)))
         if self._thread is None:
             self._start()
         # No wake-up is needed while the thread will look early enough anyway: with equal ttls that is nearly always.
-        self._horizon = min(self._horizon, max(0.0, kept.look_at - time.monotonic()))
+        pause = kept.look_at - time.monotonic()
+        if pause < self._horizon:
+            self._horizon = max(0.0, pause)
         if kept.look_at < self._wakes_at:
             self._wake()
+
+    def listen_to(self, store: LockStore) -> None:
+        """Have a store's leases renewed at once when it says that some may have been lost."""
+        if store not in self._telling:
+            self._telling.add(store)
+            store.when_in_doubt(partial(self._doubt, weakref.ref(store)))
 
     def drop(self, kept: Kept) -> None:
         """Do not look at ``kept`` any more."""
@@ -398,6 +403,7 @@ class Keeper:
             return None
 
     def _renew(self, store: LockStore, batch: list[tuple[Kept, Lease]]) -> None:
+        self.listen_to(store)
         sent = time.monotonic()
         try:
             answers = store.renew([lease for _, lease in batch])

@@ -40,7 +40,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from celery_distlock.errors import StoreUnavailable
-from celery_distlock.held import give_back
+from celery_distlock.keepalive import keeper
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket
 from celery_distlock.stores.base import Listener, LockStore, Queueing
 
@@ -79,11 +79,15 @@ class Waiter:
         self.gone = threading.Event()
 
     def left(self) -> None:
-        """Its place has been given up. Called in the line's thread, or by who had it leave."""
+        """Its place has been given up. Called in the line's thread, the keeper's, or by who had it leave."""
         self.gone.set()
 
     def offered(self) -> None:
         """There is, or may be, an offer to confirm. Called in any thread, more than once, and must return at once."""
+
+    def offered_here(self) -> None:
+        """The same, in a thread that may be used to confirm it: another one would have to be woken first."""
+        self.offered()
 
     def refused(self) -> None:
         """The store said that this owner cannot be granted the key any more. Called in the line's thread."""
@@ -102,7 +106,7 @@ class Line:
         # Weakly: an exception raised by a signal can strike where nothing can be done about it. A place that nobody
         # waits for any more must not be kept.
         self._waiters: weakref.WeakValueDictionary[tuple[str, str], Waiter] = weakref.WeakValueDictionary()
-        self._leaving: list[Waiter] = []
+        self._leaving: deque[Waiter] = deque()
         #: Those who are to be asked about before the next tick; from any thread, and the line's own.
         self._early: deque[Waiter] = deque()
         self._heap: list[tuple[float, int, Waiter]] = []
@@ -118,6 +122,7 @@ class Line:
         self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._silent_since: float | None = None
+        self._is_closed = False
         #: What the store's present silence was reported as; None while it answers.
         self.failure: StoreUnavailable | None = None
 
@@ -181,11 +186,18 @@ class Line:
     def leave(self, waiter: Waiter) -> None:
         """Give up a waiter's place, and whatever it may have been granted or offered; soon, and in the background."""
         self.forget(waiter)
+        claim = waiter.claim
         if waiter.asking:
-            give_back(self.store, Lease.unknown(waiter.claim.key, waiter.claim.owner, waiter.claim.ttl))
+            keeper().give_back(self.store, Lease.unknown(claim.key, claim.owner, claim.ttl), done=waiter.left)
+            return
+        with _lock:
+            closed = self._is_closed
+            if not closed:
+                self._leaving.append(waiter)
+        if closed:
+            # It had been forgotten before: there is no place that anybody has kept since.
             waiter.left()
         else:
-            self._leaving.append(waiter)
             self._wake.set()
 
     def call(self, function: Callable[[], None]) -> None:
@@ -194,12 +206,21 @@ class Line:
         self._wake.set()
 
     def call_after(self, delay: float, function: Callable[[], None]) -> None:
-        """Run ``function`` after ``delay`` seconds; from the line's thread."""
-        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._numbers), function))
+        """Run ``function`` after ``delay`` seconds, in the line's thread; from any thread."""
+        timer = (time.monotonic() + delay, next(self._numbers), function)
+        # One call, as pushing and popping are elsewhere: the interpreter lets no other thread in between.
+        heapq.heappush(self._timers, timer)
+        if self._timers[0] is timer and threading.current_thread() is not self._thread:
+            self._wake.set()
 
     def _on_offer(self, key: str, owner: str) -> None:
         waiter = self._waiters.get((key, owner))
-        if waiter is not None:
+        if waiter is None:
+            return
+        listener = self._listener
+        if listener is not None and listener.patient:
+            waiter.offered_here()
+        else:
             waiter.offered()
 
     def _on_gap(self) -> None:
@@ -267,13 +288,16 @@ class Line:
                 return False
             if _lines.get(self.store) is self:
                 del _lines[self.store]
+            self._is_closed = True
             listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
         return True
 
     def _say_farewell(self) -> None:
-        leaving, self._leaving = self._leaving, []
+        leaving = []
+        while self._leaving:
+            leaving.append(self._leaving.popleft())
         self._withdraw([waiter.claim for waiter in leaving])
         for waiter in leaving:
             waiter.left()

@@ -82,6 +82,7 @@ class LockOptions:
         max_parked: parked tasks per worker; above it ``wait`` becomes ``retry``.
         min_hold: time from the grant for which the key stays taken even if the task ends before.
         max_hold: time from the grant after which the task is aborted; None: never.
+        hold_on_retry: keep the lock over the task's own retries, their delays included.
         unique_while: for how long a published task is the only one of its unique key: until its run starts, or until
             it ends.
         unique_for: time after the first was accepted in which no second one is, whatever became of it.
@@ -113,6 +114,7 @@ class LockOptions:
     max_parked: int = field(default=1000, metadata=_must_be(rules.integer(0, _MOST_PARKED)))
     min_hold: float = field(default=0.0, metadata=_must_be(rules.seconds(0.0)))
     max_hold: float | None = field(default=None, metadata=_must_be(rules.seconds(optional=True)))
+    hold_on_retry: bool = field(default=False, metadata=_must_be(rules.flag()))
     unique_while: Literal["queued", "queued_or_running"] | None = field(
         default=None, metadata=_must_be(rules.choice("queued", "queued_or_running", optional=True))
     )
@@ -167,8 +169,6 @@ _WRITTEN = {name if name.startswith("unique_") or name in _BARE else f"lock_{nam
 SPELLED = {name: written for written, name in _WRITTEN.items()}
 _STORE_RULES: dict[str, Rule] = {each.name: each.metadata["rule"] for each in fields(StoreSettings)}
 _STORE_SETTINGS = {f"distlock_{'store_options' if name == 'options' else name}": name for name in _STORE_RULES}
-#: Named in the design, so people will try them; to accept one and do nothing would be a lie.
-_LATER = frozenset(("lock_hold_on_retry",))
 
 
 # --- one task, one call -----------------------------------------------------------------------------------------
@@ -221,8 +221,6 @@ def task_options(attributes: Mapping[str, Any], *, where: str) -> dict[str, Any]
     """
     layer = Layer(where)
     for written, value in attributes.items():
-        if written in _LATER:
-            raise rules.not_yet(where, written)
         name = _WRITTEN.get(written)
         if name is None:
             if not written.startswith(("lock_", "unique_")) or _is_method(written, value):
@@ -255,8 +253,6 @@ def call_options(given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     for written, value in given.items():
         spelling = Spelling(f"lock={{{written!r}: ", "}")
         name = written.removeprefix("lock_") if isinstance(written, str) else ""
-        if name in _LATER or f"lock_{name}" in _LATER:
-            raise rules.not_yet(where, spelling.show(value))
         if name not in _RULES:
             raise rules.unknown(where, spelling.show(value), name, _RULES)
         if name in layer:
@@ -306,11 +302,8 @@ class _Configuration:
     def check_names(self) -> None:
         """Raise LockConfigError for a setting that nothing would read."""
         known = {*(f"distlock_{name}" for name in _RULES), *_STORE_SETTINGS}
-        later = {f"distlock_{name.removeprefix('lock_')}" for name in _LATER}
         for name in sorted(self.names):
             setting = name.removeprefix(self.namespace).lower()
-            if setting in later:
-                raise rules.not_yet(self.where, name)
             if setting.startswith("distlock_") and name in (setting, self.spelled(setting)):
                 if setting not in known and not self._is_code(name):
                     raise rules.unknown(self.where, name, setting, known)

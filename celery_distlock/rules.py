@@ -22,7 +22,6 @@ __all__ = [
     "flag",
     "integer",
     "keywords",
-    "not_yet",
     "parameters",
     "seconds",
     "text",
@@ -190,8 +189,3 @@ def unknown(where: str, written: str, name: str, allowed: Iterable[str]) -> Lock
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return LockConfigError(f"{where}: there is no option {written}; {hint}allowed: {', '.join(names)}")
-
-
-def not_yet(where: str, written: str) -> LockConfigError:
-    """Return the error for an option that is designed but not built."""
-    return LockConfigError(f"{where}: the option {written} is not available in this version")

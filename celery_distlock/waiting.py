@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
+from collections.abc import Callable
 
 from celery_distlock.errors import StoreUnavailable
 from celery_distlock.held import ask
@@ -56,9 +57,13 @@ def wait_for(
 
 
 def poll_for(
-    store: LockStore, claim: Claim, timeout: float | None = None, answer: Contended | None = None
+    store: LockStore,
+    claim: Claim,
+    timeout: float | None = None,
+    answer: Contended | None = None,
+    question: Callable[[LockStore, Claim], Lease | Contended | Completed] = ask,
 ) -> Lease | Contended | Completed:
-    """Ask for a key again and again; arguments and results as for :func:`wait_for`.
+    """Ask for a key again and again; results, and arguments but for how to ask, as for :func:`wait_for`.
 
     Nobody who stands in the store's line is overtaken, and everybody who joins it is before us.
 
@@ -69,7 +74,7 @@ def poll_for(
     pause = _FIRST_PAUSE
     while True:
         if answer is None:
-            got = ask(store, claim)
+            got = question(store, claim)
             if not isinstance(got, Contended):
                 return got
         else:

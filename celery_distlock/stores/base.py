@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Offer, Renewal, Ticket
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token
 
-__all__ = ["Listener", "LockStore", "Queueing", "Uniqueness"]
+__all__ = ["Listener", "LockStore", "PassingOn", "Queueing", "Uniqueness"]
 
 
 class LockStore(ABC):
@@ -123,6 +123,8 @@ class Listener(ABC):
 
     #: What goes with each claim, as :meth:`Queueing.enqueue`'s ``listener``: ASCII letters, digits and ``-``.
     name: str
+    #: Whether ``on_offer`` may put a question to the store in the thread that calls it, and have the next hint wait.
+    patient = False
 
     @property
     @abstractmethod
@@ -192,8 +194,8 @@ class Queueing(ABC):
     def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
         """Keep these places for another :attr:`claim_ttl`, and tell what became of them, all in one round trip.
 
-        One that was taken for gone is entered again with its number (which may take a second round trip). An offer's
-        time is not extended.
+        One that is not in the line, since it was taken for gone or has another owner by now, is entered with its number
+        (which may take a second round trip). An offer's time is not extended.
 
         Arguments:
             places: what :meth:`enqueue` or the last poll returned.
@@ -232,13 +234,24 @@ class Queueing(ABC):
             StoreUnavailable: there was no answer; they vanish within :attr:`claim_ttl`.
         """
 
+    def draw(self, key: str) -> int | None:
+        """Return the number of a place at the end of the line, which nobody takes until it is enqueued with.
+
+        For those who would stand far behind; a place that nobody takes is in nobody's way. The default is None: this
+        store's places are taken at once, or not at all.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+        return None
+
     @abstractmethod
     def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
         """Start to listen, lazily and for ever.
 
         Arguments:
-            on_offer: called with key and owner when an offer was made. It must return at once, may be called more than
-                once for one offer, and in any thread.
+            on_offer: called with key and owner when an offer was made. It must return at once unless the listener is
+                :attr:`~Listener.patient`, may be called more than once for one offer, and in any thread.
             on_gap: called when hints may have been lost, and when they can be heard at first: a good moment to poll.
         """
 
@@ -288,4 +301,27 @@ class Uniqueness(ABC):
 
         Raises:
             StoreUnavailable: there was no answer; the place is free after its ttl.
+        """
+
+
+class PassingOn(ABC):
+    """A store's power to pass a lease from one owner to another, so that nobody else comes in between."""
+
+    @abstractmethod
+    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+        """Turn a lease into one of the claim's owner, with the claim's ttl, limit and record, in one step.
+
+        Asking again with the same claim returns the same lease, its time started anew.
+
+        Arguments:
+            lease: what is passed on; with fence 0, whatever lease its owner has.
+            claim: on the same key.
+            completion: a record to leave, whether or not the lease was still there.
+
+        Returns:
+            the new lease, whose fence is greater; None if there was nothing to pass on.
+
+        Raises:
+            StoreUnavailable: there was no answer; it may have been passed on. Whoever does not ask again should release
+                the claim's :meth:`Lease.unknown`.
         """

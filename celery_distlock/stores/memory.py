@@ -51,7 +51,7 @@ from celery_distlock.lease import (
     deadline_of,
     new_owner,
 )
-from celery_distlock.stores.base import Listener, LockStore, Queueing, Uniqueness
+from celery_distlock.stores.base import Listener, LockStore, PassingOn, Queueing, Uniqueness
 from celery_distlock.stores.expiring import Expiring
 from celery_distlock.stores.memory_tokens import Tokens
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token, running_key
@@ -309,7 +309,7 @@ class _MemoryListener(Listener):
         _listening.pop(self.name, None)
 
 
-class MemoryStore(LockStore, Queueing, Uniqueness):
+class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
     """A store in the memory of this process.
 
     Arguments:
@@ -429,6 +429,26 @@ class MemoryStore(LockStore, Queueing, Uniqueness):
                 table.settle(lease.key, now)
             return released
 
+    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+        """Turn a lease into one of another owner; see :meth:`PassingOn.pass_on`."""
+        sent = time.monotonic()
+        now, table = self._clock(), self._table
+        with table.opened(now):
+            if completion is not None:
+                table.completions.put((completion.key, completion.run), now + completion.ttl, None)
+            held = table.find(lease)
+            if held is not None and held.offer is None:
+                table.remove(held)
+                held = _Held(claim.key, claim.owner, next(_fences), now + claim.ttl, dict(claim.record))
+                table.enter(held)
+            else:
+                # Asked a second time, perhaps.
+                held = table.holders.get(claim.key, {}).get(claim.owner)
+                if held is None or held.offer is not None:
+                    return None
+                table.extend(held, now + claim.ttl)
+            return Lease(claim.key, claim.owner, held.fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
+
     def forget(self, completions: Sequence[Completion]) -> None:
         """Erase completion records."""
         table = self._table
@@ -534,6 +554,10 @@ class MemoryStore(LockStore, Queueing, Uniqueness):
                 table.drop(claim.key, claim.owner)
             for key in {claim.key for claim in claims}:
                 table.settle(key, now)
+
+    def draw(self, key: str) -> int:
+        """Return the number of a place at the end of the line; see :meth:`Queueing.draw`."""
+        return next(_fences)
 
     def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
         """Start to listen; see :meth:`Queueing.listen`. There are no gaps."""

@@ -43,7 +43,9 @@ from celery_distlock.signals import lock_acquired, lock_released
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
 from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.inheritance import bequeath, inheriting
 from celery_distlock.task.message import UNIQUE_HEADER
+from celery_distlock.task.parked import Parked
 from celery_distlock.task.parking import ask_with_ticket, ticket_of, wait_parked
 from celery_distlock.task.redelivery import (
     check_result,
@@ -66,7 +68,11 @@ log = logging.getLogger(__name__)
 PREDECESSOR_PATIENCE = 1.0
 
 
-@dataclass
+#: Message headers that count how often a run was refused.
+_OF_REFUSALS = frozenset((ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER))
+
+
+@dataclass(slots=True)
 class _Grant:
     """What the tracer's frame holds until ``task_postrun``; kept on the request's context."""
 
@@ -77,6 +83,7 @@ class _Grant:
     kept: SelfKept | None
     run: Run
     min_hold: float
+    hold_on_retry: bool
 
 
 @dataclass
@@ -95,9 +102,10 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         body: what to call with the arguments.
     """
     request.distlock_entered = True
-    if frames() and not request.is_eager:
+    stack = frames()
+    if stack and not request.is_eager:
         # Nothing runs below a worker's task: what is left here was left by a signal that struck between two lines.
-        frames()[:] = [frame for frame in frames() if not isinstance(frame.subject, Context)]
+        stack[:] = [frame for frame in stack if not isinstance(frame.subject, Context)]
     if request.headers and UNIQUE_HEADER in request.headers:
         enter(task, request)
     options: LockOptions = task._lock_checked_options_of(request)
@@ -106,15 +114,18 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         _begin(task, request, options, Run.of(request, request.headers), None)
         _started(task, request)
         return body(*args, **kwargs)
-    outer = holding(key, task._lock_store) if frames() else None
+    outer = holding(key, task._lock_store) if stack else None
     if outer is not None:
         request.distlock_frame = True
-        frames().append(Frame(request, outer, owns=False))
+        stack.append(Frame(request, outer, owns=False))
         return body(*args, **kwargs)
     run = Run.of(request, request.headers)
     grant: _Grant | _Skipped
     try:
         grant = _acquire(task, request, options, key, run, args, kwargs)
+    except Parked as parked:
+        # Celery takes the traceback apart and sends it to the main process, where nobody looks at it.
+        raise parked.with_traceback(None) from None
     except StoreUnavailable as error:
         if options.on_store_error == "run":
             log.warning("Task %s[%s] runs without its lock %r: %s", task.name, run.id, key, error)
@@ -139,14 +150,17 @@ def _hold(
     request.distlock_frame = True
     frames().append(Frame(request, grant.lock, owns=True))
     # Once granted, the refusals are history: a later retry by the task itself starts counting anew.
-    for header in (ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER):
-        if request.headers and header in request.headers:
-            request.headers = {name: value for name, value in request.headers.items() if name != header}
-    lock_acquired.send(sender=task, task_id=request.id, key=grant.lock.key, lock=grant.lock)
-    _begin(task, request, options, grant.run, grant.lock.key)
-    _started(task, request)
+    headers = request.headers
+    if headers and not _OF_REFUSALS.isdisjoint(headers):
+        request.headers = {name: value for name, value in headers.items() if name not in _OF_REFUSALS}
+    if lock_acquired.receivers:
+        lock_acquired.send(sender=task, task_id=request.id, key=grant.lease.key, lock=grant.lock)
+    _begin(task, request, options, grant.run, grant.lease.key)
+    if task._lock_track_started:
+        _started(task, request)
     result = body(*args, **kwargs)
-    confirm(task, request.id, options, grant.lock)
+    if not grant.lock.held:
+        confirm(task, request.id, options, grant.lock)
     return result
 
 
@@ -183,26 +197,27 @@ def _acquire(
     if handed is not None and handed.key == key and handed.remaining > 0:
         # It waited in the main process, which was granted the key in its place.
         return _granted(task, request, options, store, handed, cell, run)
-    claim = Claim(
-        key,
-        owner,
-        options.ttl,
-        limit_of(task, options, args, kwargs),
-        record_of(task, run),
-        completion_of(task, key, run) if task.acks_late and is_redelivered(request) else None,
-    )
-    if cell is not None and not cell.asking(key, owner, options.ttl, claim.limit):
+    limit = limit_of(task, options, args, kwargs)
+    redelivered = is_redelivered(request)
+    if cell is not None and not cell.asking(key, owner, options.ttl, limit):
+        if not cell.belongs_to(owner):
+            # The main process has given us up, with what it held under this name, since it lost its connection: the
+            # broker has delivered the message again, and that may be done by now.
+            owner, redelivered = new_owner(), True
         cell = None
+    completion = completion_of(task, key, run.label) if task.acks_late and redelivered else None
+    claim = Claim(key, owner, options.ttl, limit, record_of(task, run), completion)
     answer: Lease | Contended | Completed
+    question = inheriting(task, run) if options.hold_on_retry and not request.is_eager else ask
     if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
         # With places left, the store would grant the copy of a running message one of its own.
         answer = Contended(key, tuple(store.holders(key)))
     else:
         number = ticket_of(request)
-        answer = ask(store, claim) if number is None else ask_with_ticket(store, claim, number)
+        answer = question(store, claim) if number is None else ask_with_ticket(store, claim, number)
     if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
-        answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer)
-    if isinstance(answer, Contended) and is_redelivered(request) and has_copy(run, answer.holders):
+        answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer, question)
+    if isinstance(answer, Contended) and redelivered and has_copy(run, answer.holders):
         if cell is not None:
             cell.refused()
         answer = settle_copy(task, request, store, claim, run, answer)
@@ -240,7 +255,16 @@ def _granted(
         trust = cell
     else:
         trust = kept = keep_alive(task, request.id, store, lease, options.max_hold)
-    return _Grant(store, lease, HeldLock(lease, store, trust, options.max_hold), cell, kept, run, options.min_hold)
+    return _Grant(
+        store,
+        lease,
+        HeldLock(lease, store, trust, options.max_hold),
+        cell,
+        kept,
+        run,
+        options.min_hold,
+        options.hold_on_retry and not request.is_eager,
+    )
 
 
 # -- refused -----------------------------------------------------------------------------------------------------
@@ -294,8 +318,13 @@ def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, 
     grant: _Grant | None = getattr(request, "distlock_grant", None)
     message: UniqueMessage | None = getattr(request, "distlock_unique", None)
     running = [] if message is None else message.ends(state)
-    if grant is not None:
-        _release(task, request, grant, state, leaves_record(task, request, state, retval), message, running)
+    complete = grant is not None and leaves_record(task, request, state, retval)
+    if grant is not None and grant.hold_on_retry and state == states.RETRY:
+        if message is not None:
+            message.release(running)
+        _pass_on(task, request, grant, retval, complete)
+    elif grant is not None:
+        _release(task, request, grant, state, complete, message, running)
     elif message is not None:
         message.release(running)
 
@@ -318,7 +347,7 @@ def _release(
     if grant.min_hold and state in states.READY_STATES:
         # Not between a task's own retries: those are one piece of work.
         lease = grant.lease = at_release(lease, grant.min_hold)
-    completion = completion_of(task, lease.key, grant.run) if complete else None
+    completion = completion_of(task, lease.key, grant.run.label) if complete else None
     if grant.kept is not None:
         grant.kept.end()
     if grant.cell is not None:
@@ -339,7 +368,32 @@ def _release(
         grant.cell.done()
     if not ours:
         log.warning("Task %s[%s]: lock %r was no longer ours when it was released", task.name, request.id, lease.key)
-    lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
+    if lock_released.receivers:
+        lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
+
+
+def _pass_on(task: Any, request: Any, grant: _Grant, error: Any, complete: bool) -> None:
+    """Leave the lock to the task's next attempt; if that cannot be, release it."""
+    key = grant.lease.key
+    completion = completion_of(task, key, grant.run.label) if complete else None
+    grant.lock.released = True
+    if grant.kept is not None:
+        grant.kept.end()
+    if grant.cell is not None:
+        grant.cell.releasing(complete)
+    try:
+        passed = bequeath(task, grant.store, grant.lease, grant.run, error, completion)
+    except StoreUnavailable as silence:
+        log.warning("Task %s[%s]: lock %r cannot be kept for the retry: %s", task.name, request.id, key, silence)
+        _release_later(grant, completion, None)
+        return
+    except BaseException:
+        _release_later(grant, completion, None)
+        raise
+    if grant.cell is not None:
+        grant.cell.done()
+    if not passed:
+        log.warning("Task %s[%s]: lock %r was no longer ours when it was to be kept", task.name, request.id, key)
 
 
 def _release_later(grant: _Grant, completion: Completion | None, message: UniqueMessage | None) -> None:

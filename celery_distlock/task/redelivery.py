@@ -70,9 +70,9 @@ def settle_copy(
     return got
 
 
-def completion_of(task: Any, key: str, run: Run) -> Completion:
-    """Return the record that this run leaves, or looks for."""
-    return Completion(key, run.label, task._lock_completion_ttl)
+def completion_of(task: Any, key: str, label: str) -> Completion:
+    """Return the record that the run of this label leaves, or looks for."""
+    return Completion(key, label, task._lock_completion_ttl)
 
 
 def leaves_record(task: Any, request: Any, state: str | None, retval: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery_distlock.lease import Holder
 
-__all__ = ["ATTEMPT_HEADER", "OPTIONS_HEADER", "SINCE_HEADER", "TICKET_HEADER", "Run"]
+__all__ = ["ATTEMPT_HEADER", "OPTIONS_HEADER", "SINCE_HEADER", "TICKET_HEADER", "Run", "label_of"]
 
 #: Message headers: how often this run was refused its lock, since when (wall clock), the number of its place in line,
 #: and the call's own options.
@@ -48,18 +48,6 @@ class Run:
             request.parent_id,
         )
 
-    @classmethod
-    def of_message(cls, headers: Mapping[str, Any]) -> Run:
-        """Return the run of a message, as :meth:`of` will for its executor; all there is are headers here."""
-        get = headers.get
-        return cls(
-            get("id"),
-            get("retries") or 0,
-            _count(get(ATTEMPT_HEADER)),
-            get("replaced_task_nesting") or 0,
-            get("parent_id"),
-        )
-
     @property
     def label(self) -> str:
         """The name of this run's completion record."""
@@ -85,6 +73,13 @@ class Run:
     @property
     def _order(self) -> tuple[int, int, int]:
         return self.retries, self.depth, self.attempt
+
+
+def label_of(headers: Mapping[str, Any]) -> str:
+    """Return the label of a message's run, as its executor will; all there is are headers here."""
+    get = headers.get
+    attempt = _count(get(ATTEMPT_HEADER))
+    return f"{get('id')}/{get('retries') or 0}/{attempt}/{get('replaced_task_nesting') or 0}"
 
 
 def _order(holder: Holder) -> tuple[int, int, int]:

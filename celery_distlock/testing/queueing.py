@@ -430,6 +430,15 @@ class QueueingContract(StoreContract):
         store.release([lease])
         assert offer(store.poll([ticket(back)])[0])
 
+    def test_another_owner_may_poll_in_the_place_of_one_who_has_left(self, store: _Store) -> None:
+        old = self.hold(store)
+        first = self.join(store)
+        store.withdraw([first.claim])
+        back = ticket(store.poll([replace(first, claim=claim("k"))])[0])
+        assert back.ahead == 0
+        store.release([old])
+        self.confirmed(store, offer(store.poll([back])[0]))
+
     def test_who_was_taken_for_gone_and_polls_when_the_key_is_free_is_offered_it(self, store: _Store) -> None:
         lease = self.hold(store)
         late = self.join(store)
@@ -514,6 +523,21 @@ class QueueingContract(StoreContract):
         store.release([lease])
         assert ticket(store.poll([second])[0])
         self.confirmed(store, heir)
+
+    def test_a_number_that_was_drawn_is_a_place_once_it_is_enqueued_with(self, store: _Store) -> None:
+        held = self.hold(store)
+        before = self.join(store)
+        number = store.draw("k")
+        if number is None:
+            pytest.skip("the places of this store are taken at once, or not at all")
+        after = self.join(store)
+        assert before.number < number < after.number
+        assert after.ahead == 1, "nobody stands where nobody has enqueued"
+        drawn = ticket(store.enqueue(claim("k"), ticket=number))
+        assert (drawn.number, drawn.ahead) == (number, 1)
+        store.release([held])
+        for place in (before, drawn, after):
+            store.release([self.confirmed(store, place)])
 
     def test_a_ticket_for_a_free_key_is_granted_at_once(self, store: _Store) -> None:
         lease = self.hold(store)

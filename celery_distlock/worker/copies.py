@@ -76,6 +76,8 @@ class Copies:
 
     def original_ended(self, label: str, completed: bool) -> None:
         """Settle the copies of a run that has ended in this worker."""
+        if not self._hidden and not self._behind:
+            return
         for request in self._hidden.pop(label, ()):
             state.requests.setdefault(request.id, request)
         for request in self._behind.pop(label, ()):

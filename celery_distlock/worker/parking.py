@@ -17,12 +17,22 @@ A parked task, and the thread in which it happens::
                                        │                  handed over (lease)
     run: cell GRANTED, to the pool ◀───┼───────────────────────────┘
                                        └─ no slot: the place is declined, and with it those of all others of this key
-    climb: the first one joins the  ◀──┘   that are parked here; they keep their tickets
+    climb: the first one joins the  ◀──┘   that are parked here; they are aside, and keep their tickets
     pool's own line, and asks again
-    when it has got there; then the
-    others stand in line again
+    when it has got there; after that
+    the others stand in line again
 
-So a lock is never held by a task that cannot start, and first in, first out holds among those that can.
+So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
+up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
+
+Of each key only the first few stand in the store's line; the others of this worker stand behind them, and keep the
+numbers that they have drawn (:mod:`.row`).
+
+An offer that the listener hears of is confirmed right there, if its thread may be used for that: to wake the line's
+thread first can take as long as the question to the store.
+
+An owner that has left the line does not come back: a question under its name may be under way, or the release of what
+it was granted. Who is back in line has a new one.
 
 What each failure does
     * A hint is lost: the next poll brings the offer.
@@ -36,9 +46,12 @@ What each failure does
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -52,19 +65,20 @@ from celery.app.trace import TraceInfo
 from celery.worker import state
 
 from celery_distlock.errors import LockTimeout, StoreUnavailable, describe
-from celery_distlock.held import give_back
-from celery_distlock.lease import Claim, Lease, Ticket
+from celery_distlock.lease import Claim, Lease, Ticket, new_owner
 from celery_distlock.line import Line, Waiter, enter
 from celery_distlock.options import LockOptions, store_settings
 from celery_distlock.signals import lock_parked, lock_woken
 from celery_distlock.task.parked import Wish
 from celery_distlock.task.redelivery import completion_of
-from celery_distlock.task.run import SINCE_HEADER, Run
+from celery_distlock.task.run import SINCE_HEADER, label_of
+from celery_distlock.worker.row import Row
 from celery_distlock.worker.shelf import put_aside
 from celery_distlock.worker.slots import free_slots
 from celery_distlock.worker.visibility import Visibility
 
 if TYPE_CHECKING:
+    from celery_distlock.worker.supervised import Supervised
     from celery_distlock.worker.warden import Warden
 
 __all__ = ["Parking", "Waited"]
@@ -73,10 +87,15 @@ log = logging.getLogger(__name__)
 
 #: Seconds for which the consumer may leave a lease that was handed over to it.
 _HANDING_PATIENCE = 0.1
+#: Seconds for which those who are aside wait until one who has got a slot has asked, and between two looks.
+_ASKING_PATIENCE, _ASKING_PAUSE = 1.0, 0.005
 #: Seconds between two tries to reach a store that does not answer.
 _RETRY_PAUSE = 0.2
 #: Seconds that the worker's end waits until the store knows.
 _FAREWELL = 1.0
+
+#: A store and a key in it.
+_Group = tuple[Any, str]
 
 
 class Waited(NamedTuple):
@@ -99,6 +118,10 @@ class _Parked(Waiter):
     def __init__(self, parking: Parking, request: Any, wish: Wish, options: LockOptions) -> None:
         super().__init__(wish.claim)
         self.parking = parking
+        #: Whether it stands behind others of its key that are parked here, and not in the store's line.
+        self.aside = False
+        #: Whether it was granted the key and handed over.
+        self.granted = False
         self.request = request
         self.store = request.task._lock_store
         self.number = wish.number
@@ -110,21 +133,35 @@ class _Parked(Waiter):
         self.late_at = math.inf if options.timeout is None else _monotonic(wish.since + options.timeout)
         self.leaves_at = _last_moment(request)
         self.expires_at = math.inf if request.expires is None else _monotonic(_timestamp(request.expires))
-        #: What follows once its place has been given up.
-        self.then: Callable[[], None] | None = None
+        #: What follows once its place has been given up, at most once.
+        self.then: list[Callable[[], None]] = []
         self.line: Line = enter(self.store, self)
 
+    def anew(self) -> _Parked:
+        """Return the same under another owner, in line again with its ticket if it has one."""
+        new = copy.copy(self)
+        Waiter.__init__(new, replace(self.claim, owner=new_owner()))
+        new.aside, new.granted, new.then = False, False, []
+        if new.number is not None:
+            new.place = Ticket(new.claim, new.number, 0)
+        new.line = enter(new.store, new)
+        return new
+
     def left(self) -> None:
-        """Go on with what follows."""
+        """Go on with what follows. Called in several threads, perhaps."""
         super().left()
-        then, self.then = self.then, None
-        if then is not None:
-            self.parking.soon(then)
+        with contextlib.suppress(IndexError):
+            self.parking.soon(self.then.pop())
+
+    @property
+    def owner(self) -> str:
+        """Under whose name it stands in line."""
+        return self.claim.owner
 
     @property
     def position(self) -> int | None:
         """How many wait before it, as the store said last; None if it is not in line."""
-        return self.place.ahead if isinstance(self.place, Ticket) else None
+        return self.place.ahead if isinstance(self.place, Ticket) and not self.aside else None
 
     @property
     def ends_at(self) -> float:
@@ -134,6 +171,10 @@ class _Parked(Waiter):
     def offered(self) -> None:
         """Confirm soon."""
         self.parking.offered(self)
+
+    def offered_here(self) -> None:
+        """Confirm now."""
+        self.parking.offered(self, here=True)
 
     def refused(self) -> None:
         """Ask anew, as another owner: this one was barred."""
@@ -152,9 +193,12 @@ class Parking:
         self._parked: dict[str, _Parked] = {}
         self._handed: dict[str, Lease] = {}
         self._offers: deque[_Parked] = deque()
-        # Requests that stand in the pool's own line for others of the same key, which are not in the store's meanwhile.
-        self._climbers: dict[int, tuple[Any, str]] = {}
-        self._aside: dict[tuple[Any, str], dict[str, _Parked]] = {}
+        #: Held by who asks for a lease that is to be handed over, and by who sends those aside that have none: offers
+        #: are heard of in two threads.
+        self._granting = threading.Lock()
+        # Requests that stand in the pool's own line for others of the same key, which are aside meanwhile.
+        self._climbers: dict[int, _Group] = {}
+        self._rows: dict[_Group, Row[_Parked]] = {}
         #: When the parked are looked at next (monotonic).
         self._watch_at = math.inf
         self._closed = False
@@ -170,11 +214,23 @@ class Parking:
         self._loop.call(lambda: self._park(request, wish, options))
 
     def climbed(self, request: Any) -> None:
-        """Note that a request has got a slot, or needs none any more."""
+        """Note that a request has asked for its lock in the slot it waited for, or will not any more."""
         if self._climbers:
-            key = self._climbers.pop(id(request), None)
-            if key is not None:
-                self._loop.call(lambda: self._back_in_line(key))
+            group = self._climbers.pop(id(request), None)
+            if group is not None:
+                # In two steps: should it be parked again just now, the others are to be behind it.
+                self._loop.call(lambda: self._loop.call(partial(self._back_in_line, group)))
+
+    def has_slot(self, supervised: Supervised) -> None:
+        """Note that a request has got a slot. The others would overtake it if they were in line before it has asked."""
+        if id(supervised.request) in self._climbers:
+            self._loop.call(partial(self._watch_climber, supervised, time.monotonic() + _ASKING_PATIENCE))
+
+    def _watch_climber(self, supervised: Supervised, give_up: float) -> None:
+        if supervised.is_asking and time.monotonic() < give_up:
+            self._loop.call_after(_ASKING_PAUSE, partial(self._watch_climber, supervised, give_up))
+        else:
+            self.climbed(supervised.request)
 
     def listed(self) -> list[dict[str, Any]]:
         """Return what is parked now, for people: first come, first."""
@@ -188,7 +244,7 @@ class Parking:
                 "since": parked.parked_at,
                 "holder": parked.holder and describe(parked.holder),
             }
-            for parked in self._all()
+            for parked in sorted(self._all(), key=lambda parked: parked.parked_at)
         ]
 
     def _all(self) -> list[_Parked]:
@@ -204,31 +260,31 @@ class Parking:
 
     # -- the consumer's thread ----------------------------------------------------------------------------------------
 
-    def drop_all(self) -> None:
-        """Give up all places: the broker delivers what is parked again, somewhere."""
-        for parked in self._all():
-            if not self._is_aside(parked):
-                parked.line.leave(parked)
-            if state.requests.get(parked.request.id) is parked.request:
-                del state.requests[parked.request.id]
+    def drop_all(self) -> list[_Parked]:
+        """Give up all places: the broker delivers what is parked again, somewhere. Return who is leaving."""
+        leaving = self._all()
         self._parked.clear()
         self._climbers.clear()
-        self._aside.clear()
+        self._rows.clear()
+        for parked in leaving:
+            if not parked.aside:
+                parked.line.leave(parked)
+            self._give_back(parked)
+            if state.requests.get(parked.request.id) is parked.request:
+                del state.requests[parked.request.id]
         # Some versions of the worker forget their timers with the connection.
         self._watch_at = math.inf
+        return leaving
 
     def close(self) -> None:
         """Park nothing more: the worker is shutting down."""
         self._closed = True
-        leaving = [parked for parked in self._all() if not self._is_aside(parked)]
-        self.drop_all()
         give_up = time.monotonic() + _FAREWELL
-        for parked in leaving:
+        for parked in self.drop_all():
             parked.gone.wait(max(0.0, give_up - time.monotonic()))
 
     def _park(self, request: Any, wish: Wish, options: LockOptions) -> None:
-        if self._closed or request.generation != self._warden.generation:
-            # The broker has it back.
+        if self._is_over(request):
             return
         put_aside(request)
         if request.revoked():
@@ -241,7 +297,11 @@ class Parking:
             self._shelf.run(request)
             return
         state.requests[request.id] = request
-        parked = self._parked[wish.claim.owner] = _Parked(self, request, wish, options)
+        parked = _Parked(self, request, wish, options)
+        if self._is_over(request):
+            # In a greenlet: meanwhile.
+            return
+        self._parked[wish.claim.owner] = parked
         log.info(
             "Task %s[%s] waits for lock %r, held by %s",
             request.name,
@@ -252,13 +312,21 @@ class Parking:
         )
         lock_parked.send(sender=request.task, task_id=request.id, key=wish.claim.key, reason="wait")
         request.send_event("task-parked", key=wish.claim.key)
-        if parked.group in self._aside:
-            # The others of its key have left the line until a slot is free.
+        row = self._rows.setdefault(parked.group, Row())
+        if parked.number is None and row.is_full:
+            parked.aside = True
+            row.drawing += 1
+            parked.line.call(partial(self._draw, parked, row))
+        elif row.declined:
             parked.line.forget(parked)
-            self._aside[parked.group][wish.claim.owner] = parked
+            row.put_behind(parked)
         else:
-            parked.line.call(partial(self._enqueue, parked))
+            self._stand(parked, row)
         self._watch_by(parked.ends_at)
+
+    def _stand(self, parked: _Parked, row: Row[_Parked]) -> None:
+        row[parked.owner] = parked
+        parked.line.call(partial(self._enqueue, parked))
 
     def _watch_by(self, when: float) -> None:
         if when < self._watch_at:
@@ -298,25 +366,53 @@ class Parking:
 
     def _leave(self, parked: _Parked, then: Callable[[], None] | None = None) -> None:
         """Take a request off the shelf, and give up its place; after that, go on with ``then``."""
-        in_line = not self._is_aside(parked)
-        self._take(parked)
-        if in_line:
-            # Whoever asks again has another owner, and would stand behind its own former place.
-            parked.then = then
-            parked.line.leave(parked)
-        elif then is not None:
-            then()
-
-    def _take(self, parked: _Parked) -> None:
-        self._parked.pop(parked.claim.owner, None)
-        self._aside.get(parked.group, {}).pop(parked.claim.owner, None)
+        self._parked.pop(parked.owner, None)
         self._shelf.take(parked.request)
+        if then is not None:
+            # Whoever asks again has another owner, and would stand behind its own former place.
+            parked.then.append(then)
+        parked.line.leave(parked)
+        self._give_back(parked)
+        self._gone(parked)
 
-    def _is_aside(self, parked: _Parked) -> bool:
-        return parked.claim.owner in self._aside.get(parked.group, ())
+    def _gone(self, parked: _Parked, *, took: bool = False) -> None:
+        """Let others take the place of one that is not parked any more, perhaps since it took it."""
+        row = self._rows.get(parked.group)
+        if row is not None:
+            row.pop(parked.owner, None)
+            if took:
+                row.took()
+            self._fill(parked.group, row)
+
+    def _fill(self, group: _Group, row: Row[_Parked]) -> None:
+        """Have as many stand in the store's line as are missing there."""
+        for _ in range(row.missing()):
+            parked = row.first()
+            while parked is not None and parked.owner not in self._parked:
+                parked = row.first()
+            if parked is None:
+                break
+            back = parked.anew()
+            if self._parked.pop(parked.owner, None) is None:
+                # In a greenlet: meanwhile.
+                continue
+            self._parked[back.owner] = row[back.owner] = back
+            if back.place is None:
+                back.line.call(partial(self._enqueue, back))
+            else:
+                # The store enters it again, with its number.
+                back.line.look(back)
+        if row.is_over and self._rows.get(group) is row:
+            del self._rows[group]
+
+    def _is_over(self, request: Any) -> bool:
+        """Return whether the broker has the message back."""
+        return self._closed or bool(request.generation != self._warden.generation)
 
     def _run(self, parked: _Parked, lease: Lease | None, *, room: bool = True) -> None:
         request = parked.request
+        if self._is_over(request):
+            return
         request.waited = Waited(parked.number, lease, room)
         lock_woken.send(sender=request.task, task_id=request.id, key=parked.claim.key)
         request.send_event("task-woken", key=parked.claim.key)
@@ -324,65 +420,80 @@ class Parking:
 
     def _resume(self, parked: _Parked) -> None:
         """Begin with what was handed over, if that is still so."""
-        lease = self._handed.pop(parked.claim.owner, None)
-        if lease is None:
-            return
-        if parked.claim.owner not in self._parked:
+        owner = parked.claim.owner
+        if owner not in self._parked:
             # Revoked, or the connection it came on is gone.
-            give_back(parked.store, lease)
+            self._give_back(parked)
         elif free_slots(self._worker) < 1:
-            give_back(parked.store, lease)
-            self._climb(parked.group)
+            if self._give_back(parked):
+                parked.line.call(partial(self._decline, parked.group))
         else:
-            self._take(parked)
-            self._run(parked, lease)
+            lease = self._handed.pop(owner, None)
+            if lease is not None:
+                del self._parked[owner]
+                self._shelf.take(parked.request)
+                self._run(parked, lease)
+                self._gone(parked, took=True)
+
+    def _give_back(self, parked: _Parked) -> bool:
+        """Give back what was handed over; False if nothing was, or not any more."""
+        lease = self._handed.pop(parked.claim.owner, None)
+        if lease is not None:
+            self._warden.keeper.give_back(parked.store, lease)
+        return lease is not None
 
     def _wake(self, parked: _Parked) -> None:
         if parked.claim.owner in self._parked:
             self._leave(parked, partial(self._run, parked, None))
 
-    def _climb(self, group: tuple[Any, str]) -> None:
-        """Send the first of a key's waiters to stand in line for a slot, and the others aside until it has got one."""
-        waiting = [
-            parked
-            for parked in self._all()
-            if parked.group == group and parked.claim.owner not in self._handed and not self._is_aside(parked)
-        ]
-        if not waiting:
+    def _climb(self, group: _Group) -> None:
+        """Send the first of those who are aside to stand in line for a slot."""
+        row = self._rows.get(group)
+        if row is None or group in list(self._climbers.values()):
             return
-        if group not in self._aside:
-            first = min(waiting, key=lambda parked: math.inf if parked.number is None else parked.number)
-            waiting.remove(first)
+        first = row.first()
+        while first is not None and first.owner not in self._parked:
+            first = row.first()
+        if first is None:
+            self._back_in_line(group)
+        else:
             self._climbers[id(first.request)] = group
             self._leave(first, partial(self._run, first, None))
-        aside = self._aside.setdefault(group, {})
-        for parked in waiting:
-            parked.line.leave(parked)
-            aside[parked.claim.owner] = parked
 
-    def _back_in_line(self, group: tuple[Any, str]) -> None:
-        for parked in self._aside.pop(group, {}).values():
-            parked.gone.clear()
-            parked.line = enter(parked.store, parked)
-            if parked.place is None:
-                parked.line.call(partial(self._enqueue, parked))
+    def _back_in_line(self, group: _Group) -> None:
+        row = self._rows.get(group)
+        if row is not None:
+            row.declined = False
+            self._fill(group, row)
+
+    def _drawn(self, parked: _Parked, row: Row[_Parked]) -> None:
+        """Have one that has got its number stand behind the others; in line, where there are no numbers to be had."""
+        row.drawing -= 1
+        if parked.owner in self._parked:
+            if parked.number is None and not row.declined:
+                parked.aside = False
+                self._stand(parked, row)
             else:
-                # The store enters it again, with its number.
-                parked.line.look(parked)
+                parked.line.forget(parked)
+                row.put_behind(parked)
+        self._fill(parked.group, row)
 
-    # -- the line's thread --------------------------------------------------------------------------------------------
+    # -- the line's thread, and the listener's ------------------------------------------------------------------------
 
-    def offered(self, parked: _Parked) -> None:
-        """Confirm an offer soon; from any thread."""
+    def offered(self, parked: _Parked, *, here: bool = False) -> None:
+        """Confirm an offer: soon, from any thread, or ``here`` in this one."""
         self._offers.append(parked)
-        parked.line.call(self._take_offers)
+        if here:
+            self._take_offers()
+        else:
+            parked.line.call(self._take_offers)
 
     def wake(self, parked: _Parked) -> None:
         """Have the executor ask."""
         self._loop.call(lambda: self._wake(parked))
 
     def _enqueue(self, parked: _Parked) -> None:
-        if parked.claim.owner not in self._parked:
+        if parked.claim.owner not in self._parked or parked.aside:
             return
         parked.claim = self._claim_of(parked)
         try:
@@ -394,26 +505,43 @@ class Parking:
         if isinstance(answer, Ticket):
             parked.number = answer.number
         elif isinstance(answer, Lease):
-            self._hand_over([(parked, answer)])
+            with self._granting:
+                self._hand_over([(parked, answer)])
         else:
             # The executor says why not: it is Completed, or its owner was barred.
             parked.asking = False
             self.wake(parked)
 
+    def _draw(self, parked: _Parked, row: Row[_Parked]) -> None:
+        """Get a number, which is worth a place in the line."""
+        if parked.owner in self._parked:
+            try:
+                parked.number = parked.line.queue.draw(parked.claim.key)
+            except StoreUnavailable as error:
+                log.debug("Task %s[%s] has no number yet: %s", parked.request.name, parked.request.id, error)
+                parked.line.call_after(_RETRY_PAUSE, partial(self._draw, parked, row))
+                return
+        self._loop.call(partial(self._drawn, parked, row))
+
     def _take_offers(self) -> None:
+        with self._granting:
+            declined = self._confirm_offers()
+        for parked in declined:
+            parked.line.call(partial(self._decline, parked.group))
+
+    def _confirm_offers(self) -> list[_Parked]:
+        """Confirm as many offers as there are slots; return the others, one for each key."""
         offers: dict[str, _Parked] = {}
         while self._offers:
             parked = self._offers.popleft()
             owner = parked.claim.owner
-            if owner in self._parked and owner not in self._handed:
+            if owner in self._parked and not parked.granted and not parked.aside:
                 offers[owner] = parked
         if not offers:
-            return
+            return []
         free = free_slots(self._worker) - len(self._handed)
         offered = list(offers.values())
-        for group in {parked.group for parked in offered[max(0, free) :]}:
-            self._loop.call(partial(self._climb, group))
-        taken = offered[: max(0, free)]
+        taken, declined = offered[: max(0, free)], offered[max(0, free) :]
         for store in {parked.store for parked in taken}:
             batch = [parked for parked in taken if parked.store is store]
             for parked in batch:
@@ -427,9 +555,27 @@ class Parking:
                     parked.asking = False
                     self.wake(parked)
             self._hand_over(granted)
+        return list({parked.group: parked for parked in declined}.values())
+
+    def _decline(self, group: _Group) -> None:
+        """Have all of this key leave the line until one of them has got a slot."""
+        row = self._rows.get(group)
+        if row is None:
+            return
+        with self._granting:
+            row.decline()
+            for parked in list(row.values()):
+                if parked.owner not in self._handed:
+                    row.put_behind(parked)
+                    parked.line.leave(parked)
+        self._loop.call(partial(self._climb, group))
 
     def _hand_over(self, granted: list[tuple[_Parked, Lease]]) -> None:
         for parked, lease in granted:
+            if parked.granted:
+                # The answer to another question is the same lease.
+                continue
+            parked.granted = True
             parked.asking = False
             parked.line.forget(parked)
             self._handed[parked.claim.owner] = lease
@@ -437,11 +583,9 @@ class Parking:
             parked.line.call_after(_HANDING_PATIENCE, partial(self._take_back, parked))
 
     def _take_back(self, parked: _Parked) -> None:
-        lease = self._handed.pop(parked.claim.owner, None)
-        if lease is not None:
-            log.debug("lock %r: the consumer is busy; its turn is given to the next one", lease.key)
-            give_back(parked.store, lease)
-            self._loop.call(partial(self._climb, parked.group))
+        if self._give_back(parked):
+            log.debug("lock %r: the consumer is busy; its turn is given to the next one", parked.claim.key)
+            self._decline(parked.group)
 
     @staticmethod
     def _claim_of(parked: _Parked) -> Claim:
@@ -450,7 +594,7 @@ class Parking:
         record = {**claim.record, "since": time.time(), "pid": os.getpid()}
         completion = claim.completion
         if completion is None and (request.delivery_info.get("redelivered") or Visibility.exposed(request)):
-            completion = completion_of(request.task, claim.key, Run.of_message(request.request_dict))
+            completion = completion_of(request.task, claim.key, label_of(request.request_dict))
         return replace(claim, record=record, completion=completion)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from typing import Any
 
@@ -19,9 +20,10 @@ from celery.worker.request import Request
 
 from celery_distlock.errors import LockLost
 from celery_distlock.task.parked import Parked, Wish
+from celery_distlock.task.run import label_of
 from celery_distlock.worker.parking import Waited
 from celery_distlock.worker.supervised import Supervised
-from celery_distlock.worker.warden import Warden, run_of
+from celery_distlock.worker.warden import Warden
 
 __all__ = ["SupervisedRequest"]
 
@@ -34,6 +36,8 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
     supervised: Supervised | None = None
     #: Whether the broker may have delivered the message again meanwhile; see ``visibility``.
     exposed = False
+    #: From when on it may have done so, unless its visibility is refreshed before (monotonic time).
+    exposed_from = math.inf
     #: Which broker connection it came on.
     generation = 0
     #: What it brings along from having been parked.
@@ -58,13 +62,13 @@ class SupervisedRequest(Request):  # type: ignore[misc]  # Celery has no type hi
         """Acknowledge the message."""
         super().acknowledge()
         if Warden.current is not None:
-            Warden.current.settled(self)
+            Warden.current.visibility.drop(self)
 
     def reject(self, requeue: bool = False) -> None:
         """Reject the message."""
         super().reject(requeue=requeue)
         if Warden.current is not None:
-            Warden.current.settled(self)
+            Warden.current.visibility.drop(self)
 
     def _announce_revoked(self, *args: Any, **kwargs: Any) -> None:
         super()._announce_revoked(*args, **kwargs)
@@ -148,13 +152,13 @@ def _supervised_execution(execute: Any) -> Any:
         warden = Warden.current
         if warden is None:
             return execute(self, pool, **kwargs)
-        run = run_of(self)
+        label = label_of(self.request_dict)
         try:
-            _turn_away_copy(warden, self, run.label)
+            _turn_away_copy(warden, self, label)
         except TaskRevokedError:
-            warden.parking.climbed(self)
+            warden.turned_away(self)
             raise
-        self.supervised = warden.admit(self, run)
+        self.supervised = warden.admit(self, label)
         try:
             return execute(self, pool, **kwargs)
         except BaseException:

@@ -5,6 +5,7 @@ What they wait for is known to :mod:`.copies` and :mod:`.parking`. All of it bel
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from celery.utils.quorum_queues import detect_quorum_queues
@@ -65,7 +66,9 @@ class Shelf:
         self._updating = False
         qos = self._consumer.qos
         if qos.prev != qos.value:
-            qos.update()
+            # A lost connection is the event loop's to find out, and to mend.
+            with contextlib.suppress(*self._consumer.connection_errors):
+                qos.update()
 
 
 def put_aside(request: Any) -> None:

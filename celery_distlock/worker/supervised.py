@@ -17,8 +17,8 @@ from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept
 from celery_distlock.lease import Lease, Renewal
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_lost, lock_unsure
+from celery_distlock.stores.base import LockStore
 from celery_distlock.task.parking import may_wait
-from celery_distlock.task.run import Run
 from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child
 
@@ -35,52 +35,67 @@ log = logging.getLogger(__name__)
 class Supervised(Kept):
     """One request in the warden's table."""
 
+    accepted = False
+    child: Child | None = None
+    aborted: LockLost | None = None
+    ended = False
+    #: Whether the run ended in a way that left a completion record; known once it has ended.
+    complete = False
+    #: The lease with which it was handed to the pool, if it had waited for one.
+    handed: Lease | None = None
+    #: Monotonic time of the grant, once it was seen.
+    granted_at: float | None = None
+    #: Of a unique message.
+    place: SupervisedPlace | None = None
+    _overdue = False
+    _state = cells.READY
+
     def __init__(
         self,
         warden: Warden,
         request: Any,
         owner: str,
         cell: cells.Cell | None,
-        run: Run,
+        label: str,
         options: LockOptions,
         waited: Waited | None = None,
     ) -> None:
         self.warden = warden
         self.request = request
         self.cell = cell
-        self.run = run
-        self.label = run.label
+        self.label = label
         self.options = options
-        self.store = request.task._lock_store
         self.owner = owner
-        self.accepted = False
-        self.child: Child | None = None
-        self.aborted: LockLost | None = None
-        #: Monotonic time of the grant, once it was seen.
-        self.granted_at: float | None = None
-        self._overdue = False
-        #: Of a unique message.
-        self.place: SupervisedPlace | None = None
-        self.ended = False
-        #: Whether the run ended in a way that left a completion record; known once it has ended.
-        self.complete = False
-        self._state = cells.READY
         self.look_at = time.monotonic() + self.ttl() / RENEWALS_PER_TTL
         #: When it was given to the pool (wall clock), for people.
         self.admitted_at = time.time()
         self._waited = waited
-        #: The lease with which it was handed to the pool, if it had waited for one.
-        self.handed = None if waited is None else waited.lease
-        if self.handed is not None and cell is not None and not cell.hand_over(self.handed):
+        if waited is not None and waited.lease is not None:
+            self._hand_over(waited.lease)
+
+    def _hand_over(self, lease: Lease) -> None:
+        self.handed = lease
+        if self.cell is not None and not self.cell.hand_over(lease):
             # The executor gets it by asking, which costs it a round trip.
-            warden.arena.give(cell)
+            self.warden.arena.give(self.cell)
             self.cell = None
+
+    @property
+    def store(self) -> LockStore:  # type: ignore[override]  # only looked at, and seldom
+        """Where the lease lives."""
+        store: LockStore = self.request.task._lock_store
+        return store
 
     @property
     def begun(self) -> bool:
         """Whether an executor has begun, as far as is known."""
         cell = self.cell
         return self.accepted or (cell is not None and cell.state >= cells.ASKING and cell.pid != 0)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether its executor has not been granted its key so far, as far as is known."""
+        return not self.ended and self.cell is not None and self.cell.state in (cells.READY, cells.ASKING)
 
     def token(self) -> list[Any]:
         """Return what travels to the executor: the owner, and where its cell is.
@@ -134,7 +149,7 @@ class Supervised(Kept):
         self._state = state
         # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
         finished = state in (cells.OWED, cells.DONE) and before == state
-        if finished or (state in (cells.READY, cells.GRANTED) and self.warden.forgotten(self)):
+        if finished or (state == cells.READY and self.warden.forgotten(self)):
             self.warden.end(self)
 
     def ttl(self) -> float:

@@ -33,15 +33,22 @@ class Visibility:
 
     def __init__(self) -> None:
         self._held: dict[int, Any] = {}
+        #: The channel of the last message, and how long its messages stay invisible at least (None: for ever).
+        self._channel: Any = None
+        self._patience: float | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def hold(self, request: Any) -> None:
         """Refresh the request's message from now on, if its transport needs that."""
         channel = request.message.channel
-        if not hasattr(channel, "unacked_index_key") or not hasattr(channel, "conn_or_acquire"):
+        if channel is not self._channel:
+            self._channel = channel
+            can = hasattr(channel, "unacked_index_key") and hasattr(channel, "conn_or_acquire")
+            self._patience = _EXPOSED_AFTER * channel.visibility_timeout if can else None
+        if self._patience is None:
             return
-        request.refreshed_at = time.monotonic()
+        request.exposed_from = time.monotonic() + self._patience
         self._held[id(request)] = request
         if self._thread is None:
             self._thread = threading.Thread(
@@ -56,6 +63,7 @@ class Visibility:
     def drop_all(self) -> None:
         """Stop refreshing everything: the connection it was received on is gone."""
         self._held.clear()
+        self._channel = None
 
     def stop(self) -> None:
         """End the thread; one that waits for a broker that hangs ends when that answers."""
@@ -66,11 +74,7 @@ class Visibility:
     @staticmethod
     def exposed(request: Any) -> bool:
         """Return whether the request's message may have been delivered again since it was received."""
-        refreshed = getattr(request, "refreshed_at", None)
-        if refreshed is None:
-            return False
-        gap = time.monotonic() - refreshed
-        return bool(request.exposed or gap > _EXPOSED_AFTER * request.message.channel.visibility_timeout)
+        return bool(request.exposed or time.monotonic() > request.exposed_from)
 
     @staticmethod
     def unrefreshed(request: Any) -> float | None:
@@ -102,4 +106,4 @@ class Visibility:
                 client.zadd(channel.unacked_index_key, tags, xx=True)
             for request in requests:
                 request.exposed = self.exposed(request)
-                request.refreshed_at = started
+                request.exposed_from = started + _EXPOSED_AFTER * channel.visibility_timeout

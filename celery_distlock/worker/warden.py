@@ -27,6 +27,7 @@ Failures
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from typing import Any
@@ -38,7 +39,7 @@ from celery_distlock.keepalive import Keeper
 from celery_distlock.lease import Completion, Lease, new_owner
 from celery_distlock.task import event_loop
 from celery_distlock.task.message import UNIQUE_HEADER, cancel_later, token_of
-from celery_distlock.task.run import OPTIONS_HEADER, Run
+from celery_distlock.task.run import OPTIONS_HEADER, label_of
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
 from celery_distlock.worker.limits import LimitWatch
@@ -50,12 +51,12 @@ from celery_distlock.worker.supervised import Supervised
 from celery_distlock.worker.unique import SupervisedPlace
 from celery_distlock.worker.visibility import Visibility
 
-__all__ = ["Warden", "run_of"]
+__all__ = ["Warden"]
 
 #: Seconds after which a request that was handed to the pool on a connection since lost, and never began, is given up.
 _FORGOTTEN_AFTER = 3600.0
-#: The same for one that was handed a lease, which must not be kept from others for so long.
-_HANDED_FORGOTTEN_AFTER = 5.0
+#: The same for one that was handed a lease, which must not be kept from others for so long: its executor was free.
+_HANDED_FORGOTTEN_AFTER = 1.0
 #: Seconds to wait for an acknowledgement before the completion record is left to expire.
 _ACK_PATIENCE = 30.0
 
@@ -100,6 +101,8 @@ class Warden:
         self.visibility.drop_all()
         self.copies.drop_all()
         self.parking.drop_all()
+        if any(supervised.handed for supervised in list(self._table.values())):
+            self.keeper.call_after(_HANDED_FORGOTTEN_AFTER, self._take_back)
 
     def closing(self) -> None:
         """Note that the worker is about to stop: what is parked goes back to the broker, its places to others."""
@@ -110,14 +113,10 @@ class Warden:
         request.generation = self.generation
         self.visibility.hold(request)
         if request.id in state.requests:
-            label = run_of(request).label
+            label = label_of(request.request_dict)
             original = self.running(label)
             if original is not None:
                 self.copies.hide(request, label, original.request)
-
-    def settled(self, request: Any) -> None:
-        """Note that a message was acknowledged or rejected."""
-        self.visibility.drop(request)
 
     def never_starts(self, request: Any) -> None:
         """Free the place of a unique message that was revoked, or has expired."""
@@ -133,7 +132,7 @@ class Warden:
         supervised = self._by_label.get(label)
         return supervised if supervised is not None and supervised.begun else None
 
-    def admit(self, request: Any, run: Run) -> Supervised:
+    def admit(self, request: Any, label: str) -> Supervised:
         """Enter a request that is about to be handed to the pool, and give it its owner and cell."""
         self._suspect(request)
         request_dict = request.request_dict
@@ -141,31 +140,39 @@ class Warden:
         given = OPTIONS_HEADER in request_dict
         options = task._lock_options_of(_Headers(request_dict)) if given else task._lock_options
         waited, request.waited = request.waited, None
-        lease = None if waited is None else waited.lease
-        owner = new_owner() if lease is None else lease.owner
-        supervised = Supervised(self, request, owner, self.arena.take(owner), run, options, waited)
+        owner = new_owner() if waited is None or waited.lease is None else waited.lease.owner
+        supervised = Supervised(self, request, owner, self.arena.take(owner), label, options, waited)
         request_dict["properties"] = {**(request_dict.get("properties") or {}), "distlock": supervised.token()}
-        self._table[owner] = self._by_label[supervised.label] = supervised
+        self._table[owner] = self._by_label[label] = supervised
         if supervised.cell is not None:
             self.keeper.keep(supervised)
         if UNIQUE_HEADER in request_dict:
             supervised.place = SupervisedPlace.of(supervised, request_dict)
         return supervised
 
+    def turned_away(self, request: Any) -> None:
+        """Note that a request does not get to the pool, though its turn may have come."""
+        waited = request.waited
+        if waited is not None and waited.lease is not None:
+            request.waited = waited._replace(lease=None)
+            self.keeper.give_back(request.task._lock_store, waited.lease)
+        self.parking.climbed(request)
+
     def accepted(self, supervised: Supervised, pid: int) -> None:
         """Note that an executor has begun."""
-        # In a thread pool it may have stood in line since it was admitted.
-        self._suspect(supervised.request)
         supervised.accepted = True
-        self.parking.climbed(supervised.request)
+        self.parking.has_slot(supervised)
         if supervised.options.max_hold is not None and supervised.cell is not None:
             self._watch_limits(supervised)
-        self.found_executor(supervised, pid)
+        if self._children_die_alone:
+            self.found_executor(supervised, pid)
+        else:
+            # In a thread pool it may have stood in line since it was admitted.
+            self._suspect(supervised.request)
 
     def found_executor(self, supervised: Supervised, pid: int) -> None:
         """Watch the child that executes a request. Known from the pool, or else from the request's cell."""
-        if supervised.child is not None or not getattr(self.worker.pool, "uses_semaphore", False):
-            # Only prefork has executors that die alone.
+        if supervised.child is not None or not self._children_die_alone:
             return
         supervised.child = self._children.get(pid)
         if supervised.child.dead:
@@ -174,14 +181,28 @@ class Warden:
         elif supervised.options.on_unsure == "abort" and supervised.cell is not None:
             self._watch_limits(supervised)
 
+    @functools.cached_property
+    def _children_die_alone(self) -> bool:
+        # Of all pools' executors only prefork's do. The warden is made before the pool.
+        return bool(getattr(self.worker.pool, "uses_semaphore", False))
+
     def forgotten(self, supervised: Supervised) -> bool:
         """Return whether a request that never began can be given up: its connection is gone, and it is long ago.
 
         Should the pool start it after all, it finds its cell in other hands and keeps its lease alive itself.
         """
         lost = supervised.request.generation != self.generation and not supervised.begun
-        patience = _FORGOTTEN_AFTER if supervised.handed is None else _HANDED_FORGOTTEN_AFTER
-        return lost and time.monotonic() > self._disconnected_at + patience
+        return lost and time.monotonic() > self._disconnected_at + _FORGOTTEN_AFTER
+
+    def _take_back(self) -> None:
+        """Give to others what was handed over on a connection since lost, and nobody has begun with."""
+        for supervised in list(self._table.values()):
+            handed, cell = supervised.handed, supervised.cell
+            lost = supervised.request.generation != self.generation
+            # Without a cell nobody can tell whether its executor has begun.
+            if handed is not None and cell is not None and lost and not supervised.accepted and cell.take_back():
+                self.keeper.give_back(supervised.store, handed)
+                self.end(supervised)
 
     def _suspect(self, request: Any) -> None:
         """Mark a message that may have been given to somebody else while it was in reserve here.
@@ -189,7 +210,7 @@ class Warden:
         The other one may have done the work: as with a message that the broker delivers again, the executor then asks
         for the completion record.
         """
-        if request.generation != self.generation or Visibility.exposed(request):
+        if request.generation != self.generation or self.visibility.exposed(request):
             request.delivery_info["redelivered"] = True
 
     def held(self) -> list[dict[str, Any]]:
@@ -315,12 +336,6 @@ class Warden:
         self.loop.close()
         if Warden.current is self:
             Warden.current = None
-
-
-def run_of(request: Any) -> Run:
-    """Return the run of a worker's request, as its executor will compute it."""
-    request_dict = request.request_dict
-    return Run.of_message(request_dict)
 
 
 class _Headers:

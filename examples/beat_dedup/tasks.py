@@ -1,4 +1,7 @@
-"""A report that takes three times as long as the interval at which beat asks for it. Without and with a lock."""
+"""A report that takes three times as long as the interval at which beat asks for it. Without and with a lock.
+
+And a short job, of which two beats publish each tick twice, or once.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ app.conf.task_default_queue = "beat_dedup"
 app.conf.beat_schedule = {
     "unlocked": {"task": "examples.beat_dedup.tasks.report_unlocked", "schedule": INTERVAL},
     "locked": {"task": "examples.beat_dedup.tasks.report_locked", "schedule": INTERVAL},
+    "each": {"task": "examples.beat_dedup.tasks.each_tick", "schedule": INTERVAL},
+    "unique": {"task": "examples.beat_dedup.tasks.unique_tick", "schedule": INTERVAL},
 }
 
 counters = redis.Redis.from_url(REDIS_URL, decode_responses=True)
@@ -45,6 +50,18 @@ def report_unlocked() -> str:
 def report_locked() -> str:
     """Make the report, unless it is being made."""
     return make_report("locked")
+
+
+@app.task
+def each_tick() -> None:
+    """Count how often beats ask for it."""
+    counters.incr("each:ticks")
+
+
+@app.task(base=LockedTask, beat_unique_tick=True)
+def unique_tick() -> None:
+    """Count the ticks, however many beats there are."""
+    counters.incr("unique:ticks")
 
 
 @lock_skipped.connect

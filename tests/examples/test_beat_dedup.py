@@ -15,3 +15,4 @@ def test_runs_of_a_slow_scheduled_job_pile_up_without_the_lock_and_are_skipped_w
         assert max(map(int, counters.lrange("unlocked:at_once", 0, -1))) > 1
         assert set(counters.lrange("locked:at_once", 0, -1)) == {"1"}
         assert counters.llen("locked:skipped_for") > 0
+        assert int(counters.get("each:ticks") or 0) > 1.5 * int(counters.get("unique:ticks") or 0) > 0

@@ -15,6 +15,7 @@ from celery.schedules import crontab, schedule
 
 from celery_distlock import LockedTask, StoreUnavailable, beat
 from celery_distlock.beat import LeaderScheduler, Tick, Ticks
+from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.stores.of_app import forget_store, use_store
 from celery_distlock.tokens import Token
@@ -39,6 +40,32 @@ class Store(MemoryStore):
         if self.down:
             raise StoreUnavailable(self.name, "it is down")
         return super().reserve(token)
+
+
+class WithoutTokens(LockStore):
+    """A store around another one, of which it has the locks only."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+        self.name = store.name
+
+    def acquire(self, claim: Any) -> Any:
+        return self.store.acquire(claim)
+
+    def renew(self, leases: Any) -> Any:
+        return self.store.renew(leases)
+
+    def release(self, leases: Any, completions: Any = ()) -> Any:
+        return self.store.release(leases, completions)
+
+    def forget(self, completions: Any) -> None:
+        self.store.forget(completions)
+
+    def holders(self, key: Any = None, *, prefix: str = "") -> Any:
+        return self.store.holders(key, prefix=prefix)
+
+    def close(self) -> None:
+        self.store.close()
 
 
 class Shop:
@@ -213,12 +240,16 @@ class TestLeader:
             wait = one.tick()
         return wait
 
-    def test_one_leads_and_the_others_stand_by(self, shop: Shop, beats: list[LeaderScheduler]) -> None:
+    def test_one_leads_and_the_others_stand_by(
+        self, shop: Shop, beats: list[LeaderScheduler], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "celery.beat")
         for one in beats:
             due(one._inner, "job", "other")
             assert 0.0 < self.tick(one) <= 0.5
         assert [one.leads for one in beats] == [True, False, False]
         assert len(shop.published) == 2
+        assert len([record for record in caplog.records if "Sending due task" in record.getMessage()]) == 2
 
     def test_when_the_leader_goes_another_leads_and_publishes_nothing_again(
         self, shop: Shop, beats: list[LeaderScheduler]
@@ -268,6 +299,11 @@ class TestLeader:
                 super().__init__(**options)
                 made.append(self)
                 self.ticks = 0
+                self.closed = False
+
+            def close(self) -> None:
+                self.closed = True
+                super().close()
 
             def tick(self) -> float:
                 self.ticks += 1
@@ -279,9 +315,26 @@ class TestLeader:
         assert leader.tick() <= 0.5
         other.tick()
         assert [each.ticks for each in made] == [0, 0, 1]
+        assert [each.closed for each in made] == [True, False, False]
         leader.close()
         other.tick()
         assert [each.ticks for each in made] == [0, 0, 1, 1]
+        other.close()
+
+    def test_in_a_store_that_keeps_no_tokens_one_leads_and_nothing_is_made_up_for(self, shop: Shop) -> None:
+        shop.define()
+        use_store(shop.app, WithoutTokens(shop.store))
+        leader, other = LeaderScheduler(app=shop.app), LeaderScheduler(app=shop.app)
+        for one in (leader, other):
+            due(one._inner)
+            self.tick(one)
+        assert len(shop.published) == 1
+        leader.close()
+        self.tick(other)
+        assert (other.leads, len(shop.published)) == (True, 1)
+        due(other._inner, "other")
+        self.tick(other)
+        assert len(shop.published) == 2
         other.close()
 
     def test_it_is_whatever_it_is_put_around(self, shop: Shop, beats: list[LeaderScheduler]) -> None:

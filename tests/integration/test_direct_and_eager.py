@@ -289,6 +289,8 @@ class TestOtherStacks:
             inside[0] -= 1
 
         subject = task(body)
+        # Celery makes a task when it is first used, and shows it to other threads before it is done.
+        assert subject.name
         for result in [background.submit(subject, "k") for _ in range(12)]:
             result.result(PATIENCE)
         assert overlaps == [False] * 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -61,9 +62,8 @@ class Shop:
             """Do nothing."""
 
         defaults = {"unique_key": "sync:{order}"} if "unique_key" not in options else {}
-        return self.app.task(base=LockedTask, shared=False, name=name, **{**defaults, **options})(
-            sync
-        )._get_current_object()
+        options = {"base": LockedTask, **defaults, **options}
+        return self.app.task(shared=False, name=name, **options)(sync)._get_current_object()
 
     def messages(self) -> list[dict[str, Any]]:
         """Take every message out of the broker, and return their headers."""
@@ -218,9 +218,9 @@ class TestTheTtl:
         [
             ({}, 100.0),
             ({"countdown": 50}, 150.0),
-            ({"eta": datetime.now(timezone.utc) + timedelta(seconds=50)}, 150.0),
+            ({"eta": timedelta(seconds=50)}, 150.0),
             ({"expires": 20}, 20.0),
-            ({"expires": datetime.now(timezone.utc) + timedelta(seconds=20)}, 20.0),
+            ({"expires": timedelta(seconds=20)}, 20.0),
             ({"expires": 2000}, 100.0),
             ({"lock": {"unique_ttl": 5}}, 5.0),
         ],
@@ -228,6 +228,8 @@ class TestTheTtl:
     def test_is_how_long_the_message_may_take_to_start(
         self, shop: Shop, options: dict[str, Any], seconds: float
     ) -> None:
+        now = datetime.now(timezone.utc)
+        options = {name: now + value if isinstance(value, timedelta) else value for name, value in options.items()}
         shop.task(unique_while="queued", unique_ttl=100).apply_async((7,), **options)
         shop.now += seconds - 6 if seconds > 6 else 1
         assert isinstance(shop.other(), Duplicate)
@@ -264,13 +266,42 @@ class TestWhatIsNotPublished:
                 task.delay(7)
         assert not task.delay(7).duplicate
 
-    def test_a_transaction_that_is_rolled_back_leaves_nothing(self, shop: Shop) -> None:
-        # Celery's Django task publishes in on_commit(): what is rolled back never calls apply_async.
-        task = shop.task(unique_while="queued")
-        on_commit = [lambda: task.delay(7)]
-        on_commit.clear()
-        assert shop.store.asked == []
-        assert not task.delay(7).duplicate
+    @pytest.mark.parametrize("method", ["delay_on_commit", "apply_async_on_commit"])
+    def test_a_transaction_that_is_rolled_back_leaves_nothing(self, shop: Shop, database: Any, method: str) -> None:
+        task = shop.task(unique_while="queued", base=_django_task())
+        arguments = (7,) if method == "delay_on_commit" else ((7,),)
+        with contextlib.suppress(ZeroDivisionError), database.atomic():
+            getattr(task, method)(*arguments)
+            raise ZeroDivisionError
+        assert (shop.store.asked, shop.messages()) == ([], [])
+        with database.atomic():
+            getattr(task, method)(*arguments)
+            getattr(task, method)(*arguments)
+            assert shop.store.asked == []
+        assert len(shop.messages()) == 1
+        assert task.delay(7).duplicate
+
+
+def _django_task() -> Any:
+    from celery.contrib.django.task import DjangoTask
+
+    class DjangoLockedTask(LockedTask, DjangoTask):  # type: ignore[misc]
+        abstract = True
+
+    return DjangoLockedTask
+
+
+@pytest.fixture(scope="module")
+def database() -> Any:
+    """Django's transactions, on a database in memory."""
+    import django
+    from django.conf import settings
+    from django.db import transaction
+
+    if not settings.configured:
+        settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+        django.setup()
+    return transaction
 
 
 class TestAStoreThatIsDown:

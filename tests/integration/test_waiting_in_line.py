@@ -376,9 +376,9 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         raise Interrupted
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
             yield
         finally:
             # It may strike here, too.
@@ -627,7 +627,7 @@ def test_without_waiters_there_are_neither_threads_nor_connections(
     private_redis: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"distlock-line", "distlock-listener"}
-    eventually(lambda: not names & {thread.name for thread in threading.enumerate()}, 5, "the end of earlier lines")
+    eventually(lambda: not names & {thread.name for thread in threading.enumerate()}, 30, "the end of earlier lines")
     monkeypatch.setattr(line, "_IDLE", 0.2)
     server = private_redis()
     with server.client() as client, contextlib.closing(open_store(server.url)) as store:

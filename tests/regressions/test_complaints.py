@@ -2,7 +2,8 @@
 
 The numbers are those of the project's survey of such complaints. Of number 16 only TLS is here; Sentinel and Cluster
 are not supported yet. Numbers 1 to 4 and 17, about crashes, redelivery and renewal, stand beside the tests of the
-worker's main process, 11 and 12 belong to what is not built yet, and 7 to the example with a real beat.
+worker's main process, 7 and 12, and what is said of publishing, beside those of unique tasks, and 11 beside those of
+waiting in line.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import celery
 import pytest
 
 from celery_distlock import Lock, LockedTask
 from tests.support.journal import Journal
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, StartWorker, Worker
-from tests.worker.faults import PATIENCE, RedisBroker
+from tests.worker.faults import PATIENCE, RedisBroker, wait_until_accepted
 
 APP = "tests.worker.apps.faults_redelivery"
 
@@ -19,10 +20,13 @@ APP = "tests.worker.apps.faults_redelivery"
 def cut_twice(node: Worker, broker: RedisBroker) -> None:
     """Lose the broker twice: the first time the waiting job is written to the busy child, the second time forgotten."""
     for count in (1, 2):
-        broker.drop_connections()
-        eventually(
-            lambda count=count: node.log.count("Connection to broker lost") >= count, PATIENCE, f"loss number {count}"
-        )
+
+        def lost(count: int = count) -> bool:
+            # Again, if it was not listening just then, and made a new connection without a word.
+            broker.drop_connections()
+            return node.log.count("Connection to broker lost") >= count
+
+        eventually(lost, PATIENCE, f"loss number {count}", every=1.0)
         eventually(lambda: len(broker.listening()) > 0, PATIENCE, "the worker to consume again")
 
 
@@ -64,6 +68,9 @@ def test_a_second_message_with_the_same_id_is_no_copy_and_runs_too(
     journal.wait_for("end", key="b")
 
 
+@pytest.mark.xfail(
+    celery.VERSION < (5, 7), strict=True, reason="Celery before 5.7 forgets time limits, too, at a reconnect"
+)
 def test_a_copy_behind_a_run_that_hits_its_hard_limit_runs_when_that_is_dead(
     worker: StartWorker, load: LoadApp, journal: Journal
 ) -> None:
@@ -72,6 +79,7 @@ def test_a_copy_behind_a_run_that_hits_its_hard_limit_runs_when_that_is_dead(
     node = worker(APP, concurrency=2, may_log=["TimeLimitExceeded", "[Cc]onnection", "acknowledge"])
     result = tasks.hold.apply_async(("a",), time_limit=4.0)
     journal.wait_for("start", key="a")
+    wait_until_accepted(tasks.app, result.id)
     broker.drop_connections()
     node.wait_for_log(r"is a copy of a running task; parked")
     # The copy has the same limit; let it end before.

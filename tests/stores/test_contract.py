@@ -12,7 +12,7 @@ from celery_distlock.lease import Lease
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.memory import MemoryStore
-from celery_distlock.testing import QueueingContract, UniquenessContract
+from celery_distlock.testing import PassingOnContract, QueueingContract, UniquenessContract
 from tests.stores.zookeeper import SHORT_SESSION, expire_session
 from tests.support.proxy import Proxy
 from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
@@ -21,7 +21,7 @@ from tests.support.zookeeper_server import ZooKeeperServer
 StartProxy = Callable[[ZooKeeperServer], Proxy]
 
 
-class TestMemoryStore(QueueingContract, UniquenessContract):
+class TestMemoryStore(QueueingContract, UniquenessContract, PassingOnContract):
     @pytest.fixture
     def store(self) -> Iterator[LockStore]:
         store = MemoryStore(f"contract-{uuid.uuid4()}")
@@ -33,7 +33,7 @@ class TestMemoryStore(QueueingContract, UniquenessContract):
         return MemoryStore.from_url(store.name)
 
 
-class TestRedisStore(QueueingContract, UniquenessContract):
+class TestRedisStore(QueueingContract, UniquenessContract, PassingOnContract):
     @pytest.fixture
     def store(self, redis_url: str) -> Iterator[LockStore]:
         with closing(open_store(redis_url, prefix="contract")) as store:

@@ -399,8 +399,11 @@ def test_closing_a_listener_ends_its_thread_and_its_connection(
     def listeners(client: redis.Redis) -> int:
         return len(client.client_list(_type="pubsub"))
 
+    # Listeners of earlier tests may still be about.
+    before = set(threading.enumerate())
+
     def threads() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name == "distlock-listener"]
+        return [thread.name for thread in set(threading.enumerate()) - before if thread.name == "distlock-listener"]
 
     with server.client() as client:
         for close in (lambda listener: listener.close(), lambda listener: store.close()):
@@ -420,9 +423,10 @@ def test_a_listener_that_cannot_connect_can_be_closed(open_redis: OpenRedis, pri
     server = private_redis()
     store = open_redis(server.url)
     server.kill()
+    before = set(threading.enumerate())
     listener = store.listen(lambda key, owner: None)
     listener.close()
-    assert "distlock-listener" not in [thread.name for thread in threading.enumerate()]
+    assert "distlock-listener" not in [thread.name for thread in set(threading.enumerate()) - before]
 
 
 def test_a_forked_child_s_copy_is_closed_and_the_parent_hears_on(

@@ -29,4 +29,4 @@ def expire_session(server: ZooKeeperServer | ZooKeeperEnsemble, store: LockStore
     client = client_of(store)
     old = client.client_id[0]
     server.expire(client)
-    eventually(lambda: client.client_id is not None and client.client_id[0] != old, 10, "another session")
+    eventually(lambda: client.client_id is not None and client.client_id[0] != old, 30, "another session")

@@ -16,9 +16,13 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import celery.signals
 from celery import Celery
+from celery.utils.dispatch import Signal
 
+import celery_distlock.signals
 from celery_distlock.stores.of_app import forget_store
+from tests.support.old_kombu import look_every_second
 
 __all__ = ["close_app", "load_app", "make_app"]
 
@@ -40,6 +44,7 @@ def make_app(name: str, **conf: Any) -> Celery:
         name: the module's ``__name__``.
         conf: the module's own settings.
     """
+    look_every_second()
     app = _App(name, set_as_current=False)
     app.conf.update(
         broker_connection_retry_on_startup=True,
@@ -61,6 +66,8 @@ def close_app(app: Celery) -> None:
     consumer = getattr(app.backend, "result_consumer", None)
     if consumer is not None:
         consumer.stop()
+        # Results that the test still has would open a new connection to unsubscribe, when they are collected.
+        consumer.cancel_for = lambda task_id: None
     client = vars(app.backend).get("client")
     if client is not None and hasattr(client, "connection_pool"):
         client.connection_pool.disconnect()
@@ -77,6 +84,14 @@ def _environment(env: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def _disconnect(module: str) -> None:
+    """Take a module's receivers off all signals: they write to a journal that only workers have, for ever."""
+    known = [*vars(celery.signals).values(), *vars(celery_distlock.signals).values()]
+    for signal in [each for each in known if isinstance(each, Signal)]:
+        signal.receivers = [each for each in signal.receivers if getattr(each[1], "__module__", None) != module]
+        signal.sender_receivers_cache.clear()
+
+
 def load_app(module: str, env: Mapping[str, str]) -> ModuleType:
     """Execute an application's module anew, under this environment, and return it.
 
@@ -90,6 +105,7 @@ def load_app(module: str, env: Mapping[str, str]) -> ModuleType:
         # Dataclasses and pickles look their module up by name.
         sys.modules[module] = loaded
         spec.loader.exec_module(loaded)
+        _disconnect(module)
         _ = loaded.app.conf.broker_url  # the configuration is read now, in this environment
         loaded.app.finalize()
     return loaded

@@ -164,6 +164,7 @@ def test_no_option_set_means_the_defaults_of_the_design() -> None:
         "max_parked": 1000,
         "min_hold": 0.0,
         "max_hold": None,
+        "hold_on_retry": False,
         "unique_while": None,
         "unique_for": None,
         "unique_key": None,
@@ -225,29 +226,6 @@ def test_a_function_given_to_a_misspelt_option_is_not_taken_for_a_method() -> No
 
 def test_attributes_that_do_not_begin_with_lock_are_not_ours() -> None:
     assert task_options({"lock": 1, "locked": 2, "ttl": 3, "max_retries": 4}, where=TASK) == {}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "lock_hold_on_retry",
-    ],
-)
-def test_an_option_of_a_later_version_is_refused_rather_than_ignored(name: str) -> None:
-    plain = name.removeprefix("lock_")
-    for message in (
-        refusal(task_options, {name: None}, where=TASK),
-        refusal(call_options, {plain: None}, where=TASK),
-        refusal(call_options, {name: None}, where=TASK),
-        refusal(conf_options, {f"distlock_{plain}": None}),
-    ):
-        assert "is not available in this version" in message
-        assert plain in message
-
-
-def test_the_reserved_names_are_no_options_yet() -> None:
-    # When one is built, it must leave the list of those that are refused.
-    assert not {f"lock_{each.name}" for each in fields(LockOptions)} & options._LATER
 
 
 # --- calls ------------------------------------------------------------------------------------------------------

@@ -207,11 +207,6 @@ def test_a_misspelt_setting_with_a_namespace_is_refused(app: Celery) -> None:
     assert "there is no option CELERY_DISTLOCK_TLL; did you mean 'distlock_ttl'?" in refusal(app.conf)
 
 
-def test_a_setting_of_a_later_version_is_refused_with_a_namespace(app: Celery) -> None:
-    app.config_from_object(SimpleNamespace(CELERY_DISTLOCK_SKIP_CHAIN=7), namespace="CELERY")
-    assert "CELERY_DISTLOCK_SKIP_CHAIN is not available in this version" in refusal(app.conf)
-
-
 @pytest.mark.parametrize("name", ["DISTLOCK_TTL", "CELERY_DISTLOCK_TTL", "celery_distlock_ttl"])
 def test_upper_case_without_a_namespace_is_refused_because_celery_would_not_find_it(app: Celery, name: str) -> None:
     app.config_from_object(SimpleNamespace(**{name: 7}))

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import celery
 import redis
 
 from tests.support.journal import Journal
@@ -17,7 +18,19 @@ from tests.support.waiting import eventually
 from tests.support.workers import Worker
 from tests.worker.watching import Death
 
-__all__ = ["PATIENCE", "RedisBroker", "kill_child", "received", "records_in"]
+__all__ = [
+    "KNOWS_WHO_IS_BUSY",
+    "PATIENCE",
+    "RedisBroker",
+    "kill_child",
+    "received",
+    "records_in",
+    "wait_until_accepted",
+]
+
+#: Whether the prefork pool knows, after a reconnect, which of its processes are busy; if not, it may hand the next task
+#: to one that is, and that task waits although another process is idle.
+KNOWS_WHO_IS_BUSY = celery.VERSION >= (5, 7)
 
 #: Seconds that something may take that is not measured.
 PATIENCE = 20.0
@@ -91,6 +104,16 @@ class RedisBroker:
 def received(task_id: str, workers: Iterable[Worker]) -> int:
     """Return how often a message with this task id reached one of the workers."""
     return sum(len(re.findall(rf"Task \S+\[{task_id}\] received", worker.log)) for worker in workers)
+
+
+def wait_until_accepted(app: Any, task_id: str) -> None:
+    """Wait until the main process knows that the task has begun; what it does not know, it forgets at a reconnect."""
+
+    def accepted() -> bool:
+        nodes = app.control.inspect(timeout=PATIENCE, limit=1).active() or {}
+        return any(task["id"] == task_id and task["time_start"] for tasks in nodes.values() for task in tasks)
+
+    eventually(accepted, PATIENCE, f"the acceptance of {task_id}")
 
 
 def records_in(url: str) -> list[str]:

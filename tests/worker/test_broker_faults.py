@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import celery
 import pytest
 from celery import states
 
@@ -15,7 +16,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
-from tests.worker.faults import PATIENCE, RedisBroker, received, records_in
+from tests.worker.faults import KNOWS_WHO_IS_BUSY, PATIENCE, RedisBroker, received, records_in
 
 APP = "tests.worker.apps.faults_redelivery"
 
@@ -43,7 +44,8 @@ def test_a_message_delivered_again_on_a_new_connection_waits_for_the_original(
     broker.drop_connections()
     node.wait_for_log(PARKED)
     assert received(result.id, [node]) == 2
-    assert tasks.unrelated.delay("b").get(timeout=PATIENCE) == "b"
+    if pool != "prefork" or KNOWS_WHO_IS_BUSY:
+        assert tasks.unrelated.delay("b").get(timeout=PATIENCE) == "b"
     journal.record("go", key="a")
     assert result.get(timeout=PATIENCE) == "a"
     broker.wait_until_idle()
@@ -161,7 +163,8 @@ def test_broker_and_store_in_one_redis_that_loses_everything(
     node.wait_for_log(READY_AGAIN)
     node.wait_for_log(r"was entered again")
     other = tasks.hold_early.apply_async(("a",), lock=lock)
-    node.wait_for_log(rf"{other.id}\] retry")
+    if KNOWS_WHO_IS_BUSY:
+        node.wait_for_log(rf"{other.id}\] retry")
     journal.record("go", key="a")
     assert [each.get(timeout=PATIENCE) for each in (result, other)] == ["a", "a"]
     assert [run.id for run in journal.runs("a")] == [result.id, other.id]
@@ -194,11 +197,13 @@ class TestRabbitMQ:
         journal.wait_for("start", key="a")
         between.cut()
         node.wait_for_log(PARKED)
-        assert tasks.unrelated.delay("b").get(timeout=PATIENCE) == "b"
+        if KNOWS_WHO_IS_BUSY:
+            assert tasks.unrelated.delay("b").get(timeout=PATIENCE) == "b"
         journal.record("go", key="a")
         assert result.get(timeout=PATIENCE) == "a"
-        # The original's message cannot be acknowledged any more: the copy's is.
-        node.wait_for_log(r"Couldn't ack")
+        # The original's message cannot be acknowledged any more: the copy's is. (5.5 has forgotten the task.)
+        if celery.VERSION >= (5, 6):
+            node.wait_for_log(r"Couldn't ack")
         assert tasks.unrelated.delay("c").get(timeout=PATIENCE) == "c"
         _wait_until_empty(rabbitmq, rabbitmq_url)
         assert len(journal.entries("start", key="a")) == 1

@@ -6,12 +6,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import celery
 import pytest
 from celery import chain, chord, group, states
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.result import AsyncResult, GroupResult
 
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = pytest.mark.xdist_group("canvas")
@@ -50,6 +52,8 @@ def members(result: Any) -> list[AsyncResult]:
 
 def outcome(result: AsyncResult) -> Any:
     """Return what a task returned or raised; fail if it has no result in time."""
+    # Of several objects that stand for one task, Celery 5.5 tells only the first that the task is done.
+    eventually(result.ready, PATIENCE, f"the result of {result.id}")
     return result.get(timeout=PATIENCE, propagate=False, disable_sync_subtasks=False)
 
 
@@ -165,6 +169,9 @@ class TestInAChordsHeader:
         shared.wait_until_idle()
         assert shared.journal.entries("ran", key=key) == []
 
+    @pytest.mark.skipif(
+        celery.VERSION < (5, 7), reason="what follows a chord that failed gets no result from Celery < 5.7"
+    )
     def test_a_chord_of_chains_in_a_chain_fails_to_its_end(self, shared: Shared, key: str, holder: AsyncResult) -> None:
         tasks = shared.tasks
         cut = chain(tasks.skipping_link.s(key), tasks.link.s(key))

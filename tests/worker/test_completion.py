@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import celery
 import pytest
 import redis
 from celery import states
@@ -37,7 +38,8 @@ COMPLETED = {
 UNFINISHED = {
     "put_back": states.SUCCESS,
     "fail_unacknowledged": states.SUCCESS,
-    "drop": states.FAILURE,
+    # Celery before 5.7 stores nothing for what is rejected.
+    "drop": states.FAILURE if celery.VERSION >= (5, 7) else states.STARTED,
     "hold_briefly": states.SUCCESS,
 }
 # What the logs of these endings show.
@@ -155,8 +157,7 @@ def test_a_retry_published_before_the_death_runs_once(aftermath: Aftermath) -> N
 def test_what_had_not_ended_runs_again_once(name: str, aftermath: Aftermath) -> None:
     assert [entry["key"] for entry in aftermath.again].count(name) == 1
     result = aftermath.results[name]
-    result.get(timeout=PATIENCE, propagate=False)
-    assert result.state == UNFINISHED[name]
+    eventually(lambda: result.state == UNFINISHED[name], PATIENCE, UNFINISHED[name])
     assert aftermath.journal.overlaps(name) == []
 
 

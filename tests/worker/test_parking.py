@@ -15,11 +15,15 @@ from celery import states
 from celery.exceptions import TaskRevokedError
 
 from celery_distlock import LockTimeout
+from celery_distlock.stores.redis.layout import Layout
+from celery_distlock.worker.row import MOST
 from tests.support.journal import Journal, overlaps
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
+
+pytestmark = pytest.mark.xdist_group("parking")
 
 APP = "tests.worker.apps.parking"
 
@@ -133,6 +137,41 @@ class TestTheLine:
             wide.get(timeout=PATIENCE)
         with pytest.raises(TaskRevokedError):
             waiting.get(timeout=PATIENCE)
+
+
+class TestMany:
+    def test_only_the_first_of_a_key_stand_in_the_stores_line_and_all_start_in_order(
+        self, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings
+    ) -> None:
+        # With slots to spare: a place that is declined is given to another.
+        worker(APP, concurrency=6)
+        tasks = load(APP)
+        holder = tasks.hold.delay("k")
+        journal.wait_for("start", key="k", id=holder.id)
+        results = {result.id: result for result in (tasks.work.delay("k") for _ in range(90))}
+
+        def line(count: int) -> list[str]:
+            def found() -> list[dict[str, Any]] | None:
+                [answer] = (tasks.app.control.inspect(timeout=PATIENCE, limit=1)._request("locks") or {}).values()
+                entries: list[dict[str, Any]] = answer["parked"]
+                return entries if len(entries) == count and all(entry["ticket"] for entry in entries) else None
+
+            entries = eventually(found, PATIENCE, f"{count} tickets")
+            assert entries is not None
+            return [entry["id"] for entry in sorted(entries, key=lambda entry: int(entry["ticket"]))]
+
+        arrived = line(90)
+        revoked = set(random.Random(0).sample(arrived, 30))
+        with redis.Redis.from_url(settings.locks) as client:
+            assert client.zcard(Layout("distlock").of_kind("w", "k")) == MOST
+        tasks.app.control.revoke(list(revoked))
+        left = line(60)
+        assert left == [task_id for task_id in arrived if task_id not in revoked]
+        with redis.Redis.from_url(settings.broker) as client:
+            client.rpush("gate:k", "open")
+        for task_id in left:
+            results[task_id].get(timeout=PATIENCE)
+        assert [entry["id"] for entry in journal.entries("start", key="k")][1:] == left
 
 
 class TestWhileItWaits:

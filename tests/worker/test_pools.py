@@ -72,7 +72,7 @@ def _die_and_look(how: str, tasks: Any, journal: Journal, trials: int) -> list[f
     results = []
     for number, key in enumerate(keys):
         if limits:
-            limits["time_limit"] = 0.5 + 0.25 * number
+            limits["time_limit"] = 2.0 + 0.25 * number
         results.append(getattr(tasks, name).apply_async((key,), **limits))
     deaths = [Death(_pid(journal, key)) for key in keys]
     delays = []

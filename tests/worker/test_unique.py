@@ -16,17 +16,23 @@ import redis
 from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError
 
+from celery_distlock import LockTimeout
 from celery_distlock.stores import open_store
 from celery_distlock.tokens import running_key
 from tests.support.journal import Journal
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.servers import Databases
 from tests.support.waiting import eventually
-from tests.support.workers import LoadApp, StartWorker
+from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
+pytestmark = pytest.mark.xdist_group("unique")
+
+pytestmark = pytest.mark.xdist_group("unique")
+
 APP = "tests.worker.apps.unique"
-EXPECTED = [r"LockContended", r"WorkerLostError", r"Terminated"]
+EXPECTED = [r"LockContended", r"WorkerLostError", r"Terminated", r"LockTimeout"]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,21 @@ def test_a_worker_that_is_gone_frees_the_place_when_its_lease_ends(
     first.kill_all()
     assert tasks.running_too.delay("k").duplicate
     eventually(lambda: not tasks.running_too.delay("k").duplicate, 3.0 + 1.0, "the end of the lease")
+
+
+@pytest.mark.parametrize("pool", ["threads", "gevent", "solo"])
+def test_on_every_pool_the_place_ends_with_the_run(
+    worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases, pool: Pool
+) -> None:
+    worker(APP, pool=pool)
+    tasks = load(APP)
+    first = tasks.running_too.delay("k")
+    journal.wait_for("start", key="k")
+    assert tasks.running_too.delay("k").id == first.id
+    with redis.Redis.from_url(databases.broker) as broker:
+        broker.rpush("gate:k", "open")
+    assert first.get(timeout=PATIENCE) == ""
+    eventually(lambda: not tasks.running_too.apply_async(("k",), {"gate": False}).duplicate, 5.0, "the end of the run")
 
 
 def started(shared: Shared, key: str, task: Any, **options: Any) -> Any:
@@ -162,7 +183,7 @@ class TestEndings:
         with shared.held_by_a_task(key):
             first = task.delay(key)
             first.get(timeout=PATIENCE, propagate=False)
-            eventually(lambda: not task.delay(key).duplicate, 2.0, "its place")
+            eventually(lambda: not task.apply_async((key,), {"gate": False}).duplicate, 2.0, "its place")
 
     def test_revoked_while_it_is_queued(self, shared: Shared, key: str) -> None:
         task = shared.tasks.running_too
@@ -285,6 +306,38 @@ class TestRerun:
         assert [entry["note"] for entry in shared.journal.entries("start", key=key)] == ["", "note 4"]
         assert [result.state for result in results[:-1]] == ["REVOKED"] * 4
         assert shared.journal.overlaps(key) == []
+
+
+class TestParked:
+    def test_one_that_waits_for_its_lock_is_still_queued(self, shared: Shared, key: str) -> None:
+        with shared.held_by_a_task(key):
+            first = shared.tasks.waiting.apply_async((key,), {"gate": False})
+            shared.journal.wait_for("contended", key=key, id=first.id)
+            assert shared.tasks.waiting.delay(key).id == first.id
+        assert first.get(timeout=PATIENCE) == ""
+        free_again(shared, key, shared.tasks.waiting)
+
+    def test_one_that_has_waited_for_too_long_frees_its_place(self, shared: Shared, key: str) -> None:
+        with shared.held_by_a_task(key):
+            first = shared.tasks.waiting.delay(key)
+            with pytest.raises(LockTimeout):
+                first.get(timeout=PATIENCE)
+            again = shared.tasks.waiting.apply_async
+            eventually(lambda: not again((key,), {"gate": False}).duplicate, 2.0, "its place")
+
+    def test_of_those_that_wait_behind_a_run_the_latest_runs(self, shared: Shared, key: str) -> None:
+        first = started(shared, key, shared.tasks.waiting_rerun)
+        results = []
+        for number in range(3):
+            results.append(shared.tasks.waiting_rerun.apply_async((key, f"note {number}", False)))
+            shared.journal.wait_for("contended", key=key, id=results[-1].id)
+        shared.open_gate(key)
+        assert first.get(timeout=PATIENCE) == ""
+        assert results[-1].get(timeout=PATIENCE) == "note 2"
+        for older in results[:-1]:
+            with pytest.raises(TaskRevokedError):
+                older.get(timeout=PATIENCE)
+        assert [entry["note"] for entry in shared.journal.entries("start", key=key)] == ["", "note 2"]
 
 
 class TestCanvas:

@@ -1,7 +1,7 @@
 """Connections to one Redis server: taken by one thread or greenlet at a time, and never shared with another process.
 
-redis-py makes the connections (so TLS, authentication, Sentinel and its parsers are its own) and then stands aside: its
-command layer costs more than the commands.
+redis-py makes the connections (so TLS, authentication and Sentinel are its own) and then stands aside: its command
+layer costs more than the commands, and its reader more than the reading (``wire.py``).
 
 What each failure does
 
@@ -36,6 +36,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from celery_distlock.errors import StoreUnavailable
+from celery_distlock.stores.redis.wire import Wire, wire_of
 
 __all__ = ["Answer", "Connections"]
 
@@ -58,13 +59,15 @@ class Answer(NamedTuple):
 class _Link:
     """A redis-py connection, whether it is connected, and how long its socket waits."""
 
-    __slots__ = ("__weakref__", "connected", "connection", "patience", "seconds")
+    __slots__ = ("__weakref__", "connected", "connection", "patience", "seconds", "wire")
 
     def __init__(self, connection: Any, timeout: float) -> None:
         # The caller bounds the whole operation; redis-py's own retries, with their pauses, would stretch it.
         connection.retry = Retry(NoBackoff(), 0)
         self.connection = connection
         self.connected = False
+        #: None while redis-py has to read the replies itself.
+        self.wire: Wire | None = None
         #: How long the socket waits at most.
         self.patience = min(timeout, connection.socket_timeout or timeout)
         #: How long it waits now.
@@ -77,6 +80,7 @@ class _Link:
         connection.disconnect()  # the last one may have been interrupted itself
         connection.socket_timeout = connection.socket_connect_timeout = min(self.patience, seconds / 2)
         connection.connect()
+        self.wire = wire_of(connection)
         self.connected = True
         self.seconds = connection.socket_timeout
 
@@ -88,6 +92,7 @@ class _Link:
 
     def disconnect(self) -> None:
         self.connected = False
+        self.wire = None
         self.connection.disconnect()
 
 
@@ -120,8 +125,7 @@ class Connections:
         Raises:
             StoreUnavailable: not all replies came.
         """
-        # One piece: redis-py makes a system call of each.
-        packed = [b"".join(commands)]
+        packed = commands[0] if len(commands) == 1 else b"".join(commands)
         link = self._take()
         end = time.monotonic() + self._timeout if give_up is None else give_up
         attempts = 0
@@ -135,8 +139,14 @@ class Connections:
                     elif give_up is not None:
                         link.wait_at_most(max(end - time.monotonic(), 0.001))
                     sent = time.monotonic()
-                    link.connection.send_packed_command(packed, check_health=False)
-                    replies = self._read(link, len(commands), end)
+                    if link.wire is not None:
+                        replies = link.wire.exchange(packed, len(commands), end)
+                    else:
+                        replies = _by_redis_py(link.connection, packed, len(commands), end)
+                    for reply in replies:
+                        if isinstance(reply, ResponseError) and _is_read_only(reply):
+                            # The primary we knew has become a replica. Whoever is primary now may answer to the name.
+                            link.disconnect()
                     if link.seconds != link.patience:
                         link.wait_at_most(self._timeout)
                     return Answer(replies, sent, attempts)
@@ -152,26 +162,6 @@ class Connections:
             raise
         finally:
             self._give(link)
-
-    @staticmethod
-    def _read(link: _Link, count: int, end: float) -> list[Any]:
-        read = link.connection.read_response
-        replies: list[Any] = []
-        failed = False
-        while True:
-            try:
-                replies.append(read(disable_decoding=True))
-            except ResponseError as exc:
-                replies.append(exc)
-                failed = True
-            if len(replies) == count:
-                break
-            if time.monotonic() >= end:
-                raise TimeoutError(f"{len(replies)} of {count} replies came in time")
-        if failed and any(map(_is_read_only, replies)):
-            # The primary we knew has become a replica. Whoever is primary now may answer to the same name.
-            link.disconnect()
-        return replies
 
     def _take(self) -> _Link:
         if self._pid != os.getpid():
@@ -203,9 +193,24 @@ class Connections:
             link.disconnect()
 
 
-def _is_read_only(reply: Any) -> bool:
+def _by_redis_py(connection: Any, commands: bytes, count: int, end: float) -> list[Any]:
+    """Do what :meth:`Wire.exchange` does on a connection that speaks RESP 3."""
+    connection.send_packed_command([commands], check_health=False)
+    replies: list[Any] = []
+    while True:
+        try:
+            replies.append(connection.read_response(disable_decoding=True))
+        except ResponseError as exc:
+            replies.append(exc)
+        if len(replies) == count:
+            return replies
+        if time.monotonic() >= end:
+            raise TimeoutError(f"{len(replies)} of {count} replies came in time")
+
+
+def _is_read_only(error: ResponseError) -> bool:
     # Before Redis 7, an error inside a script is wrapped into another.
-    return isinstance(reply, ReadOnlyError) or (isinstance(reply, ResponseError) and "-READONLY " in str(reply))
+    return isinstance(error, ReadOnlyError) or "-READONLY " in str(error)
 
 
 _everywhere: weakref.WeakSet[Connections] = weakref.WeakSet()

@@ -10,8 +10,10 @@ from importlib.resources import files
 __all__ = [
     "ACQUIRE",
     "CONFIRM",
+    "DRAW",
     "ENQUEUE",
     "HOLDERS",
+    "PASS_ON",
     "POLL",
     "RELEASE",
     "RENEW",
@@ -23,6 +25,10 @@ __all__ = [
     "bulk",
     "command",
 ]
+
+
+#: What stands before a bulk string of each length; formatting it anew costs as much as the rest.
+_SIZES = tuple(b"$%d\r\n" % length for length in range(1024))
 
 
 def bulk(argument: bytes) -> bytes:
@@ -53,7 +59,7 @@ class Script:
         self.name = name
         own = _INCLUDE.sub(lambda line: _source(line[1].decode()), _source(name))
         self.body = _source("prelude") + b"\n" + own
-        self._sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
+        self.sha = hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
         self.load = command(b"SCRIPT", b"LOAD", self.body)
         self._heads: dict[tuple[int, int], bytes] = {}
 
@@ -66,9 +72,13 @@ class Script:
             extra: the eighth key, or None.
         """
         counts = 7 if extra is None else 8, len(arguments)
-        head = self._heads.get(counts) or self._head(*counts)
-        rest = b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
-        return head + packed + rest if extra is None else head + packed + bulk(extra) + rest
+        pieces = [self._heads.get(counts) or self._head(*counts), packed]
+        if extra is not None:
+            pieces.append(bulk(extra))
+        for argument in arguments:
+            length = len(argument)
+            pieces += (_SIZES[length] if length < 1024 else b"$%d\r\n" % length, argument, b"\r\n")
+        return b"".join(pieces)
 
     def call_with(self, packed: bytes, arguments: Sequence[bytes], more: Sequence[bytes]) -> bytes:
         """Return the call as it is sent, with further keys behind the lock's.
@@ -83,7 +93,7 @@ class Script:
         return head + packed + b"".join(map(bulk, (*more, *arguments)))
 
     def _head(self, keys: int, arguments: int) -> bytes:
-        head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self._sha) + bulk(b"%d" % keys))
+        head = b"*%d\r\n%b" % (3 + keys + arguments, bulk(b"EVALSHA") + bulk(self.sha) + bulk(b"%d" % keys))
         self._heads[keys, arguments] = head
         return head
 
@@ -93,8 +103,10 @@ RENEW = Script("renew")
 RELEASE = Script("release")
 ENQUEUE = Script("enqueue")
 POLL = Script("poll")
+PASS_ON = Script("pass_on")
 CONFIRM = Script("confirm")
 WITHDRAW = Script("withdraw")
+DRAW = Script("draw")
 HOLDERS = Script("holders")
 UNIQUE_RESERVE = Script("unique_reserve")
 UNIQUE_BEGIN = Script("unique_begin")

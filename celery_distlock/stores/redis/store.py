@@ -41,13 +41,13 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from celery_distlock.errors import LockConfigError, StoreUnavailable
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Renewal, deadline_of
-from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.base import LockStore, PassingOn
 from celery_distlock.stores.redis import arguments
 from celery_distlock.stores.redis.address import client_of, connection_maker, name_of, split_timeout
 from celery_distlock.stores.redis.connection import Answer, Connections
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.queueing import RedisQueueing
-from celery_distlock.stores.redis.scripts import ACQUIRE, HOLDERS, RELEASE, RENEW, Script, command
+from celery_distlock.stores.redis.scripts import ACQUIRE, HOLDERS, PASS_ON, RELEASE, RENEW, Script, command
 from celery_distlock.stores.redis.uniqueness import RedisUniqueness
 
 __all__ = ["RedisStore"]
@@ -61,7 +61,7 @@ _CHECK_TIMEOUT = 0.5
 _SCAN_COUNT = 1000
 
 
-class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
+class RedisStore(RedisQueueing, RedisUniqueness, PassingOn, LockStore):
     """A store in Redis.
 
     Arguments:
@@ -138,16 +138,15 @@ class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
         call = ACQUIRE.call(self._layout.packed(claim.key), arguments.of_claim(claim), self._layout.completion_of(done))
         end = time.monotonic() + self._timeout
         answer = self._run(ACQUIRE, [call])
-        for _ in range(_ASKS - 1):
-            reply = answer.replies[0]
-            if not isinstance(reply, list) or not reply[0]:
-                break
+        asked = 1
+        while isinstance(answer.replies[0], list) and answer.replies[0][0] and asked < _ASKS:
             # This pause is the protocol: it lets condemned holders speak up that were silent because the server was.
-            pause = reply[0] / 1e6 + 0.001
+            pause = answer.replies[0][0] / 1e6 + 0.001
             if time.monotonic() + pause >= end:
                 break
             time.sleep(pause)
             answer = self._run(ACQUIRE, [call], end)
+            asked += 1
         reply = answer.replies[0]
         if isinstance(reply, bytes):
             deadline = deadline_of(answer.sent, claim.ttl)
@@ -186,21 +185,7 @@ class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
         Raises:
             StoreUnavailable: there was no answer.
         """
-        calls = []
-        for lease, done in zip_longest(leases, completions):
-            calls.append(
-                RELEASE.call(
-                    self._layout.packed(lease.key),
-                    (
-                        lease.owner.encode(),
-                        arguments.LINGER,
-                        b"%d" % lease.fence,
-                        b"0" if done is None else _milliseconds(done.ttl),
-                        *((b"%d" % round(lease.rest * 1e6),) if lease.rest else ()),
-                    ),
-                    self._layout.completion_of(done),
-                )
-            )
+        calls = [self._release_of(lease, done) for lease, done in zip_longest(leases, completions)]
         answer = self._run(RELEASE, calls)
         # Not listed, and not replaced either (0): if the call was sent twice, the first one has released it.
         twice = answer.attempts > 1
@@ -208,6 +193,32 @@ class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
             reply == 1 or (reply == 0 and twice and lease.fence > 0)
             for lease, reply in zip(leases, answer.replies, strict=True)
         ]
+
+    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+        """Turn a lease into one of another owner; see :meth:`PassingOn.pass_on`.
+
+        Raises:
+            StoreUnavailable: there was no answer.
+        """
+        told = (
+            *arguments.of_claim(claim),
+            lease.owner.encode(),
+            b"%d" % lease.fence,
+            b"0" if completion is None else _milliseconds(completion.ttl),
+        )
+        call = PASS_ON.call(self._layout.packed(claim.key), told, self._layout.completion_of(completion))
+        answer = self._run(PASS_ON, [call])
+        fence = int(answer.replies[0])
+        if not fence:
+            return None
+        return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(answer.sent, claim.ttl), claim.limit)
+
+    def _release_of(self, lease: Lease, done: Completion | None) -> bytes:
+        ttl = b"0" if done is None else _milliseconds(done.ttl)
+        told: tuple[bytes, ...] = (lease.owner.encode(), arguments.LINGER, b"%d" % lease.fence, ttl)
+        if lease.rest:
+            told += (b"%d" % round(lease.rest * 1e6),)
+        return RELEASE.call(self._layout.packed(lease.key), told, self._layout.completion_of(done))
 
     def forget(self, completions: Sequence[Completion]) -> None:
         """Erase completion records, in one round trip.
@@ -278,8 +289,12 @@ class RedisStore(RedisQueueing, RedisUniqueness, LockStore):
         if not calls:
             return Answer([], time.monotonic(), 1)
         answer = self._connections.exchange(calls, give_up)
-        if self._checked and not any(isinstance(reply, ResponseError) for reply in answer.replies):
-            return answer
+        for reply in answer.replies:
+            if isinstance(reply, ResponseError):
+                break
+        else:
+            if self._checked:
+                return answer
         for _ in range(2):  # SCRIPT FLUSH may come between the loading and the call
             unknown = [i for i, reply in enumerate(answer.replies) if isinstance(reply, NoScriptError)]
             if not unknown:

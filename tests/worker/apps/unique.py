@@ -66,3 +66,11 @@ def hold(self: Any, key: str) -> None:
     """Be another task of the same lock."""
     with running(key, id=self.request.id):
         _wait_at_the_gate(key)
+
+
+waiting = _task(
+    "waiting", unique_while="queued_or_running", acks_late=True, lock_on_contention="wait", lock_timeout=1.0
+)
+waiting_rerun = _task(
+    "waiting_rerun", unique_while="queued_or_running", on_duplicate="rerun", acks_late=True, lock_on_contention="wait"
+)

@@ -1,0 +1,88 @@
+"""What every store does that can pass a lease on, as tests for a store to inherit beside :class:`StoreContract`.
+
+::
+
+    class TestMyStore(PassingOnContract, StoreContract):
+        @pytest.fixture
+        def store(self): ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Renewal, new_owner
+from celery_distlock.stores.base import LockStore, PassingOn
+from celery_distlock.testing.contract import StoreContract
+
+__all__ = ["PassingOnContract"]
+
+
+class _Store(LockStore, PassingOn):
+    """What the fixtures are; nobody inherits it."""
+
+
+def claim(**options: Any) -> Claim:
+    """Return a claim on the key of these tests."""
+    return Claim("k", new_owner(), **{"ttl": 30.0, **options})
+
+
+def granted(store: LockStore, wish: Claim) -> Lease:
+    """Return the lease that must be had for the asking."""
+    answer = store.acquire(wish)
+    assert isinstance(answer, Lease), f"expected a lease, got {answer}"
+    return answer
+
+
+class PassingOnContract(StoreContract):
+    """Inherit this in a class whose name starts with ``Test`` and give it the fixture ``store``."""
+
+    def test_a_lease_that_was_passed_on_is_the_new_owners(self, store: _Store) -> None:
+        lease = granted(store, claim())
+        heir = claim(record={"id": "heir"})
+        passed = store.pass_on(lease, heir)
+        assert passed is not None
+        assert (passed.key, passed.owner, passed.ttl) == ("k", heir.owner, heir.ttl)
+        assert passed.fence > lease.fence
+        assert passed.remaining > 25.0
+        [holder] = store.holders("k")
+        assert (holder["owner"], holder["id"]) == (heir.owner, "heir")
+        assert store.renew([lease, passed]) == [Renewal.GONE, Renewal.HELD]
+        assert store.release([lease, passed]) == [False, True]
+        assert store.holders("k") == []
+
+    def test_nobody_comes_in_between(self, store: _Store) -> None:
+        passed = store.pass_on(granted(store, claim()), claim())
+        assert passed is not None
+        assert isinstance(store.acquire(claim()), Contended)
+
+    def test_asking_again_is_asking_once(self, store: _Store) -> None:
+        lease, heir = granted(store, claim()), claim()
+        first, again = store.pass_on(lease, heir), store.pass_on(lease, heir)
+        assert first is not None
+        assert again is not None
+        assert first.fence == again.fence
+        assert len(store.holders("k")) == 1
+
+    def test_whatever_an_owner_has_is_passed_on_without_its_fence(self, store: _Store) -> None:
+        lease = granted(store, claim())
+        assert store.pass_on(Lease.unknown("k", lease.owner, 30.0), claim()) is not None
+
+    def test_a_lease_that_is_not_there_is_not_passed_on(self, store: _Store) -> None:
+        lease = granted(store, claim())
+        store.release([lease])
+        assert store.pass_on(lease, claim()) is None
+        assert store.holders("k") == []
+
+    def test_the_lease_of_another_grant_is_not_passed_on(self, store: _Store) -> None:
+        wish = claim()
+        first = granted(store, wish)
+        store.release([first])
+        second = granted(store, wish)
+        assert store.pass_on(first, claim()) is None
+        assert store.renew([second]) == [Renewal.HELD]
+
+    def test_a_record_is_left_with_it(self, store: _Store) -> None:
+        done = Completion("k", "run", 60.0)
+        store.pass_on(granted(store, claim()), claim(), done)
+        assert store.acquire(claim(completion=done)) == Completed("k", "run")

@@ -1,0 +1,1 @@
+"""A document that is saved often, and indexed once: ``python -m examples.debounce``."""

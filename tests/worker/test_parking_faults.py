@@ -1,0 +1,400 @@
+"""What breaks while tasks are parked: nothing is lost, nothing runs twice, nobody is stuck."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.support.journal import Journal
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq_server import RabbitMQServer
+from tests.support.redis_server import RedisServer
+from tests.support.servers import Databases
+from tests.support.waiting import eventually
+from tests.support.workers import LoadApp, Pool, Settings, StartWorker, Worker
+from tests.worker.faults import PATIENCE, RedisBroker
+from tests.worker.parked import all_is_well, consume_also, in_line, listeners, some
+
+APP = "tests.worker.apps.parking_faults"
+TTL = 2.0
+CLAIM_TTL = 2.0
+
+# What Celery logs of a broken connection, and of killed and cancelled tasks.
+LOST = [r"consumer: Cannot connect", r"Couldn't ack", r"Connection to broker lost", r"Error 111", r"ConnectionError"]
+LOST += [r"reset", r"celery/worker/pidbox.py"]
+KILLED = ["WorkerLostError", "Terminated", "SystemExit"]
+
+StartProxy = Callable[[RedisServer | RabbitMQServer], Proxy]
+StartRedis = Callable[..., RedisServer]
+
+
+def trials(every_run: int = 1) -> Any:
+    """Repeat a test: so many times in every run, twenty times in all."""
+    return pytest.mark.parametrize(
+        "trial", [pytest.param(n, marks=[pytest.mark.slow] if n >= every_run else []) for n in range(20)]
+    )
+
+
+def both(
+    worker: StartWorker, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None, **options: Any
+) -> tuple[Worker, Worker]:
+    """Start two workers at once, on the queues ``first`` and ``second``."""
+    nodes = [
+        worker(APP, queues=[queue], wait=False, **{"concurrency": 2, **options, **(more or {})})
+        for queue, more in (("first", first), ("second", second))
+    ]
+    for node in nodes:
+        node.wait_ready()
+    return nodes[0], nodes[1]
+
+
+def line_up(
+    tasks: Any, journal: Journal, databases: Databases, *waiters: str, holder: str = "second", **options: Any
+) -> list[Any]:
+    """Have a task hold the key, and others wait for it in this order; return all their results."""
+    results = [tasks.hold.apply_async(("a",), queue=holder, **options)]
+    journal.wait_for("start", key="a")
+    for queue in waiters:
+        results.append(tasks.work.apply_async(("a",), queue=queue, **options))
+        in_line(journal, results[1:], databases)
+    return results
+
+
+def start_of(journal: Journal, result: Any) -> float:
+    """Return when a task's body began, the last time."""
+    return float(journal.wait_for("start", id=result.id)[-1]["t"])
+
+
+class TestSomethingDies:
+    @trials()
+    def test_the_child_that_holds(
+        self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker, may_log=KILLED)
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "second")
+        (run,) = journal.runs("a")
+        # Noted before: on a busy machine the next one may have begun by the time that this process goes on. (That it
+        # does not begin before the death is tested with the pools.)
+        died = time.monotonic()
+        os.kill(run.pid, signal.SIGKILL)
+        assert start_of(journal, results[1]) - died < 1.0
+        journal.record("died", dead=run.pid, t=died)
+        journal.record("go", key="a")
+        all_is_well(tasks, results, journal, databases, nodes, runs_again=results[:1])
+
+    @trials()
+    def test_the_worker_that_holds(
+        self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        first, second = both(worker)
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "second", "first")
+        (run,) = journal.runs("a")
+        died = time.monotonic()
+        second.kill_all()
+        journal.record("died", dead=run.pid, t=died)
+        assert start_of(journal, results[1]) - died < TTL + 1.0
+        consume_also(tasks, first, "second")
+        journal.record("go", key="a")
+        all_is_well(tasks, results, journal, databases, [first], runs_again=results[:1])
+
+    @trials()
+    def test_the_worker_that_waits(
+        self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        first, second = both(worker)
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "first", "second", "first")
+        first.kill_all()
+        journal.record("go", key="a")
+        end, *_ = journal.wait_for("end", key="a")
+        assert start_of(journal, results[3]) - end["t"] < CLAIM_TTL + 1.0
+        consume_also(tasks, second, "first")
+        all_is_well(tasks, results, journal, databases, [second])
+
+
+class TestAWorkerIsShutDown:
+    @pytest.mark.parametrize("how", ["warm", pytest.param("cold", marks=pytest.mark.slow)])
+    @some("prefork")
+    def test_its_places_are_given_up_at_once_and_its_messages_go_elsewhere(
+        self, how: str, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        first, second = both(worker, {"pool": pool, "may_log": KILLED, "concurrency": 1 if pool == "solo" else 2})
+        tasks = load(APP)
+        if pool == "prefork" or (how == "warm" and pool != "solo"):
+            # It keeps the worker from ending: places are given up before the pool has drained. (A task that runs in a
+            # thread or greenlet cannot be cancelled, and Celery breaks off when it tries.)
+            tasks.busy.apply_async(("slot",), queue="first")
+            journal.wait_for("start", key="slot")
+        results = line_up(tasks, journal, databases, "first", "first", "second", "first")
+        if how == "warm":
+            first.stop_warm(wait=False)
+            first.wait_for_log("Warm shutdown")
+        else:
+            first.stop_cold(wait=False)
+            first.wait_for_log("Cold shutdown")
+        in_line_of_one(databases)
+        journal.record("go", key="a")
+        end, *_ = journal.wait_for("end", key="a")
+        assert start_of(journal, results[3]) - end["t"] < 1.0
+        journal.record("go", key="slot")
+        first.process.wait(30)
+        consume_also(tasks, second, "first")
+        all_is_well(tasks, results, journal, databases, [second])
+
+    @trials(0)
+    def test_in_the_instant_of_a_hand_over(
+        self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        first, second = both(worker, {"may_log": KILLED}, conf={"distlock_ttl": 60.0})
+        tasks = load(APP)
+        # Longer than anybody waits: what was handed over and not begun must be given back.
+        results = line_up(tasks, journal, databases, "first", "second", lock={"ttl": 60.0})
+        journal.record("go", key="a")
+        journal.wait_for("end", key="a")
+        time.sleep(0.0005 * (trial % 10))
+        (first.stop_warm if trial % 2 == 0 else first.stop_cold)(wait=False)
+        first.process.wait(30)
+        results[2].get(timeout=PATIENCE)
+        consume_also(tasks, second, "first")
+        all_is_well(tasks, results, journal, databases, [second], runs_again=results[1:2])
+
+
+def in_line_of_one(databases: Databases) -> None:
+    """Wait until one task only stands in line."""
+    with databases.server.client(int(databases.locks.rpartition("/")[2])) as client:
+        eventually(
+            lambda: sum(int(client.zcard(name)) for name in client.scan_iter("*:w:a")) == 1, PATIENCE, "a line of one"
+        )
+
+
+class TestTheBrokerIsLost:
+    @some("prefork")
+    @pytest.mark.parametrize("server", [pytest.param("redis", marks=pytest.mark.slow), "rabbitmq"])
+    def test_while_tasks_are_parked(
+        self, server: str, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings,
+        databases: Databases, proxy: StartProxy, request: pytest.FixtureRequest,
+    ) -> None:  # fmt: skip
+        settings, through, between = _through(server, settings, databases, proxy, request)
+        first, second = both(worker, {"settings": through, "pool": pool, "may_log": LOST}, {"settings": settings})
+        tasks = load(APP, settings)
+        results = line_up(tasks, journal, databases, "first", "first", "second", "first")
+        between.cut()
+        first.wait_for_log(r"(?s)ready\..*Connected to")
+        journal.record("go", key="a")
+        end, *_ = journal.wait_for("end", key="a")
+        assert start_of(journal, results[3]) - end["t"] < CLAIM_TTL + 1.0
+        all_is_well(tasks, results, journal, databases, (first, second))
+
+    @pytest.mark.parametrize("server", ["redis", pytest.param("rabbitmq", marks=pytest.mark.slow)])
+    @trials()
+    def test_in_the_instant_of_a_hand_over(
+        self, trial: int, server: str, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings,
+        databases: Databases, proxy: StartProxy, request: pytest.FixtureRequest,
+    ) -> None:  # fmt: skip
+        settings, through, between = _through(server, settings, databases, proxy, request)
+        nodes = both(worker, {"settings": through, "may_log": LOST}, {"settings": settings})
+        tasks = load(APP, settings)
+        results = line_up(tasks, journal, databases, "first", "second", "first", lock={"ttl": 60.0})
+        journal.record("go", key="a")
+        journal.wait_for("end", key="a")
+        time.sleep(0.0005 * (trial % 10))
+        between.cut()
+        all_is_well(tasks, results, journal, databases, nodes)
+
+    def test_what_was_handed_over_and_is_not_begun_is_given_to_the_next(
+        self, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, databases: Databases,
+        proxy: StartProxy,
+    ) -> None:  # fmt: skip
+        _, through, between = _through("redis", settings, databases, proxy)
+        nodes = both(worker, {"settings": through, "may_log": LOST, "concurrency": 1})
+        tasks = load(APP)
+        # Nobody is to wait for this ttl.
+        results = line_up(tasks, journal, databases, "first", "second", lock={"ttl": 600.0})
+        (child,) = nodes[0].children()
+        os.kill(child, signal.SIGSTOP)
+        try:
+            journal.record("go", key="a")
+            (woken,) = journal.wait_for("woken", id=results[1].id)
+            between.cut()
+            assert start_of(journal, results[2]) - woken["t"] < 3.0
+            results[2].get(timeout=PATIENCE)
+        finally:
+            os.kill(child, signal.SIGCONT)
+        all_is_well(tasks, results, journal, databases, nodes)
+        RedisBroker(tasks.app, "first").wait_until_idle()
+
+
+def _through(
+    server: str, settings: Settings, databases: Databases, proxy: StartProxy, request: Any = None
+) -> tuple[Settings, Settings, Proxy]:
+    """Return the settings for a broker, those for it behind a proxy, and that."""
+    if server == "redis":
+        between = proxy(databases.server)
+    else:
+        settings = settings.with_broker(request.getfixturevalue("rabbitmq_url"))
+        settings = settings.with_conf({"broker_transport_options": {}})
+        between = proxy(request.getfixturevalue("rabbitmq"))
+    return settings, settings.with_broker(between.url(settings.broker)), between
+
+
+class TestTheStore:
+    """Of its own: it is broken."""
+
+    @pytest.fixture
+    def store(self, private_redis: StartRedis) -> RedisServer:
+        # Whatever it says, it has written down.
+        return private_redis(options=["--appendonly", "yes", "--appendfsync", "always"])
+
+    @pytest.fixture
+    def databases(self, databases: Databases, store: RedisServer) -> Databases:
+        return replace(databases, server=store, locks=store.url)
+
+    @pytest.mark.parametrize("data", [pytest.param("kept", marks=pytest.mark.slow), "lost"])
+    @trials()
+    def test_restarts(
+        self, trial: int, data: str, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker)
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "second", "first", "second")
+        if data == "lost":
+            _lose_data(databases.server)
+        else:
+            databases.server.restart()
+        in_line(journal, results[1:], databases)
+        journal.record("go", key="a")
+        end, *_ = journal.wait_for("end", key="a")
+        # Whoever waited for a holder that the store has forgotten gives him the time of a ttl to come back.
+        assert start_of(journal, results[1]) - end["t"] < (TTL + 1.0 if data == "lost" else 1.5)
+        all_is_well(tasks, results, journal, databases, nodes)
+        assert [run.id for run in journal.runs("a")] == [result.id for result in results]
+
+    @trials(0)
+    def test_is_away_in_the_instant_of_a_hand_over(
+        self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker)
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "second", "first", "second")
+        journal.record("go", key="a")
+        journal.wait_for("end", key="a")
+        time.sleep(0.0005 * (trial % 10))
+        databases.server.restart()
+        all_is_well(tasks, results, journal, databases, nodes)
+
+    @pytest.mark.slow
+    def test_is_silent_for_longer_than_the_ttl(
+        self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker)
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "second", "first", "second")
+        databases.server.freeze()
+        # The silence itself is the subject.
+        time.sleep(3.0)
+        databases.server.thaw()
+        in_line(journal, results[1:], databases)
+        journal.record("go", key="a")
+        all_is_well(tasks, results, journal, databases, nodes)
+        assert [run.id for run in journal.runs("a")] == [result.id for result in results]
+
+    @trials()
+    def test_cuts_the_connection_on_which_hints_come(
+        self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker)
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "second", "first", "second")
+        with databases.server.client() as client:
+            journal.record("go", key="a")
+            journal.wait_for("end", count=1 + trial % 3, key="a")
+            client.client_kill_filter(_type="pubsub")
+        all_is_well(tasks, results, journal, databases, nodes)
+        assert [run.id for run in journal.runs("a")] == [result.id for result in results]
+        _nobody_waited_longer_than(1.0, journal)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("pool", ["prefork", "gevent"])
+    def test_may_not_give_hints(
+        self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        with databases.server.client() as client:
+            client.execute_command("ACL", "SETUSER", "default", "-publish")
+            nodes = both(worker, pool=pool)
+            tasks = load(APP)
+            results = line_up(tasks, journal, databases, "first", "second", "first", "second")
+            journal.record("go", key="a")
+            all_is_well(tasks, results, journal, databases, nodes)
+        assert [run.id for run in journal.runs("a")] == [result.id for result in results]
+        _nobody_waited_longer_than(1.0, journal)
+
+
+def _lose_data(server: RedisServer) -> None:
+    with server.client() as client:
+        client.config_set("appendonly", "no")
+    shutil.rmtree(server.folder / "appendonlydir")
+    server.restart()
+
+
+def _nobody_waited_longer_than(seconds: float, journal: Journal) -> None:
+    runs = journal.runs("a")
+    waits = [following.start - run.end for run, following in itertools.pairwise(runs)]
+    # A third of the claim ttl, and a moment.
+    assert max(waits) < seconds, waits
+
+
+class TestAWorkerStops:
+    @some("prefork")
+    def test_for_longer_than_its_places_are_kept(
+        self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        first, second = both(worker, {"pool": pool})
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "first", "second", "second")
+        first.freeze()
+        journal.record("go", key="a")
+        end, *_ = journal.wait_for("end", key="a")
+        assert start_of(journal, results[3]) - end["t"] < CLAIM_TTL + 1.0
+        first.thaw()
+        all_is_well(tasks, results, journal, databases, (first, second))
+
+    @trials(0)
+    def test_in_the_instant_of_a_hand_over(
+        self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        first, second = both(worker, {"may_log": KILLED})
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first", "second", "first", "second")
+        journal.record("go", key="a")
+        journal.wait_for("end", key="a")
+        time.sleep(0.0005 * (trial % 10))
+        first.freeze(main_only=True)
+        results[2].get(timeout=PATIENCE)
+        first.thaw()
+        all_is_well(tasks, results, journal, databases, (first, second))
+
+    @pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
+    def test_whose_consumer_is_busy_for_long_when_a_turn_comes(
+        self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker, {"pool": pool, "concurrency": 2, "conf": {"worker_prefetch_multiplier": 4}})
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first")
+        jam = tasks.jam.apply_async(("jam",), queue="first")
+        journal.wait_for("jammed", key="jam")
+        journal.record("go", key="a")
+        # Nobody is in the store's line any more, and so nobody listens.
+        eventually(lambda: not listeners(databases), PATIENCE, "a closed line")
+        journal.record("go", key="jam")
+        assert jam.get(timeout=PATIENCE) == "jam"
+        all_is_well(tasks, results, journal, databases, nodes)

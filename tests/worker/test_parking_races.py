@@ -1,0 +1,254 @@
+"""Races between the consumer's thread and the line's, with the consumer's thread played by the test."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.exceptions import TaskRevokedError
+
+from celery_distlock.keepalive import Keeper, keeper
+from celery_distlock.lease import Claim, Completed, Contended, Lease, Ticket, new_owner
+from celery_distlock.options import LockOptions
+from celery_distlock.stores.memory import MemoryStore
+from celery_distlock.task.parked import Wish
+from celery_distlock.worker.parking import Parking, Waited
+from celery_distlock.worker.request import _supervised_execution
+from celery_distlock.worker.warden import Warden, run_of
+from tests.support.waiting import eventually
+
+OPTIONS = LockOptions(on_contention="wait", limit=2)
+
+
+class SlowStore(MemoryStore):
+    """A store whose answers can be held up on their way."""
+
+    def __init__(self) -> None:
+        super().__init__(uuid.uuid4().hex)
+        self.on_its_way = threading.Event()
+        self.arrives = threading.Event()
+        self.arrives.set()
+
+    def enqueue(
+        self, claim: Claim, *, listener: str = "", ticket: int | None = None
+    ) -> Lease | Ticket | Contended | Completed:
+        answer = super().enqueue(claim, listener=listener, ticket=ticket)
+        self.on_its_way.set()
+        assert self.arrives.wait(10)
+        return answer
+
+    def hold(self) -> Lease:
+        answer = self.acquire(Claim("a", new_owner(), 30.0, limit=2))
+        assert isinstance(answer, Lease)
+        return answer
+
+    def has(self, owner: str) -> bool:
+        return owner in [holder["owner"] for holder in self.holders("a")]
+
+
+class Consumer:
+    """The consumer's thread, shelf and pool, as far as parking sees them."""
+
+    static = False
+
+    def __init__(self) -> None:
+        self.calls: deque[Callable[[], None]] = deque()
+        self.later: list[Callable[[], None]] = []
+        self.ran: list[Any] = []
+        self.pool = SimpleNamespace(num_processes=0)
+        self.semaphore = None
+        self.call = self.calls.append
+
+    def call_after(self, delay: float, function: Callable[[], None]) -> None:
+        """Do it when the test makes the next calls."""
+        if delay < 1.0:
+            self.later.append(function)
+
+    def make_calls(self) -> None:
+        later, self.later = self.later, []
+        self.calls.extend(later)
+        while self.calls:
+            self.calls.popleft()()
+
+    def put(self, request: Any) -> bool:
+        return True
+
+    def take(self, request: Any) -> None: ...
+
+    def run(self, request: Any) -> None:
+        self.ran.append(request)
+
+
+class Task(SimpleNamespace):
+    """What signals are sent by: they look it up in a dict."""
+
+    __hash__ = object.__hash__
+
+
+class Request:
+    """A message in the worker."""
+
+    name = "work"
+    expires = None
+    generation = 0
+    waited: Any = None
+    is_revoked = False
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.id = uuid.uuid4().hex
+        app = SimpleNamespace(conf={"distlock_url": "memory://"})
+        self.task = Task(_lock_store=store, _get_app=lambda: app, acks_late=True)
+        self.request_dict: dict[str, Any] = {}
+        self.delivery_info: dict[str, Any] = {}
+        self.message = SimpleNamespace(channel=None, delivery_tag=self.id)
+
+    def revoked(self) -> bool:
+        return self.is_revoked
+
+    def send_event(self, *_: Any, **__: Any) -> None: ...
+
+
+@pytest.fixture
+def consumer() -> Consumer:
+    return Consumer()
+
+
+@pytest.fixture
+def store() -> SlowStore:
+    return SlowStore()
+
+
+@pytest.fixture
+def parking(consumer: Consumer) -> Iterator[Parking]:
+    warden: Any = SimpleNamespace(
+        worker=consumer, loop=consumer, shelf=consumer, generation=0, keeper=Keeper("distlock-test")
+    )
+    parking = Parking(warden)
+    yield parking
+    parking.close()
+    warden.keeper.stop()
+
+
+def park(parking: Parking, consumer: Consumer, store: SlowStore) -> Request:
+    """Park a task that was refused, and nothing else."""
+    request = Request(store)
+    others = list(consumer.calls)
+    consumer.calls.clear()
+    parking.park(request, Wish(Claim("a", new_owner(), 30.0, limit=2), None, 0.0, None), OPTIONS)
+    consumer.make_calls()
+    consumer.calls.extend(others)
+    return request
+
+
+def wait_for_the_keeper() -> None:
+    """Wait until all that was to be given back has been."""
+    for _ in range(2):
+        done = threading.Event()
+        keeper().call(done.set)
+        assert done.wait(10)
+
+
+def test_who_is_granted_the_key_while_others_of_it_are_declined_holds_it_when_it_runs(
+    parking: Parking, consumer: Consumer, store: SlowStore
+) -> None:
+    holders = [store.hold(), store.hold()]
+    park(parking, consumer, store)
+    eventually(lambda: parking.listed()[0]["position"] == 0, 10, "a place in line")
+    # A place is offered, and there is no slot.
+    store.release(holders[:1])
+    eventually(lambda: consumer.calls, 10, "a call of the line's thread")
+    store.release(holders[1:])
+    store.on_its_way.clear()
+    store.arrives.clear()
+    granted = park(parking, consumer, store)
+    assert store.on_its_way.wait(10)
+    consumer.make_calls()
+    wait_for_the_keeper()
+    consumer.pool.num_processes = 9
+    store.arrives.set()
+
+    def runs() -> bool:
+        consumer.make_calls()
+        return granted in consumer.ran
+
+    eventually(runs, 10, "the run of what was granted")
+    wait_for_the_keeper()
+    lease = granted.waited.lease
+    assert lease is None or store.has(lease.owner)
+
+
+def test_those_who_are_aside_stay_there_until_the_one_who_has_a_slot_has_asked(
+    parking: Parking, consumer: Consumer, store: SlowStore
+) -> None:
+    holders = [store.hold(), store.hold()]
+    first, second = park(parking, consumer, store), park(parking, consumer, store)
+    eventually(lambda: [one["position"] for one in parking.listed()] == [0, 1], 10, "a line of two")
+    store.release(holders[:1])
+
+    def second_waits(position: int | None) -> bool:
+        consumer.make_calls()
+        return [(one["id"], one["position"]) for one in parking.listed()] == [(second.id, position)]
+
+    eventually(lambda: second_waits(None) and consumer.ran == [first], 10, "the first in the pool's own line")
+    supervised: Any = SimpleNamespace(request=first, is_asking=True)
+    parking.has_slot(supervised)
+    for _ in range(3):
+        consumer.make_calls()
+    assert second_waits(None)
+    supervised.is_asking = False
+    # The place that was declined is nobody's: it is offered at once.
+    consumer.pool.num_processes = 9
+    eventually(lambda: consumer.make_calls() or consumer.ran == [first, second], 10, "the run of the second")
+
+
+def test_what_was_handed_over_when_the_worker_shuts_down_is_given_back(
+    parking: Parking, consumer: Consumer, store: SlowStore
+) -> None:
+    consumer.pool.num_processes = 9
+    request = park(parking, consumer, store)
+    eventually(lambda: consumer.calls, 10, "a hand-over")
+    (holder,) = store.holders("a")
+    parking.close()
+    # As the warden does, who is the last to stop.
+    parking._warden.keeper.stop()
+    assert not store.has(holder["owner"])
+    consumer.make_calls()
+    assert request not in consumer.ran
+
+
+def test_what_was_handed_over_to_a_task_that_is_revoked_then_is_given_back(
+    parking: Parking, consumer: Consumer, store: SlowStore
+) -> None:
+    consumer.pool.num_processes = 9
+    request = park(parking, consumer, store)
+    eventually(lambda: consumer.calls, 10, "a hand-over")
+    (holder,) = store.holders("a")
+    request.is_revoked = True
+    parking._look_for_revoked()
+    parking._warden.keeper.stop()
+    assert not store.has(holder["owner"])
+    consumer.make_calls()
+    assert consumer.ran == []
+
+
+def test_a_copy_of_a_running_task_gives_back_what_it_had_waited_for(consumer: Consumer, store: SlowStore) -> None:
+    warden = Warden(consumer)
+    lease = store.hold()
+    copy, original = Request(store), Request(store)
+    copy.id = original.id
+    copy.request_dict["id"] = copy.id
+    copy.delivery_info["redelivered"] = True
+    copy.waited = Waited(7, lease, True)
+    warden._by_label[run_of(copy).label] = SimpleNamespace(begun=True, request=original)  # type: ignore[assignment]
+    try:
+        with pytest.raises(TaskRevokedError):
+            _supervised_execution(None)(copy, None)
+    finally:
+        warden.stop()
+    assert not store.has(lease.owner)
+    assert copy.waited == Waited(7, None, True)
