@@ -55,8 +55,9 @@ __all__ = ["Warden"]
 
 #: Seconds after which a request that was handed to the pool on a connection since lost, and never began, is given up.
 _FORGOTTEN_AFTER = 3600.0
-#: The same for one that was handed a lease, which must not be kept from others for so long: its executor was free.
-_HANDED_FORGOTTEN_AFTER = 1.0
+#: Seconds between two looks at what was handed to the pool on a connection since lost. A task that was handed a lease,
+#: and is not begun at the first look, is given up then: its executor was free.
+_LOST_EVERY = 1.0
 #: Seconds to wait for an acknowledgement before the completion record is left to expire.
 _ACK_PATIENCE = 30.0
 
@@ -78,6 +79,7 @@ class Warden:
         self.parking = Parking(self)
         self.generation = 0
         self._disconnected_at = 0.0
+        self._looks_soon = False
         self._children = Children(self.keeper, self._child_died)
         # By owner, and the latest of each run.
         self._table: dict[str, Supervised] = {}
@@ -101,8 +103,8 @@ class Warden:
         self.visibility.drop_all()
         self.copies.drop_all()
         self.parking.drop_all()
-        if any(supervised.handed for supervised in list(self._table.values())):
-            self.keeper.call_after(_HANDED_FORGOTTEN_AFTER, self._take_back)
+        if self._table:
+            self._look_soon()
 
     def closing(self) -> None:
         """Note that the worker is about to stop: what is parked goes back to the broker, its places to others."""
@@ -194,15 +196,26 @@ class Warden:
         lost = supervised.request.generation != self.generation and not supervised.begun
         return lost and time.monotonic() > self._disconnected_at + _FORGOTTEN_AFTER
 
-    def _take_back(self) -> None:
-        """Give to others what was handed over on a connection since lost, and nobody has begun with."""
-        for supervised in list(self._table.values()):
+    def _look_at_lost(self) -> None:
+        """See to what was in the pool when the connection was lost: of some of it the pool will say nothing more."""
+        self._looks_soon = False
+        lost = [each for each in list(self._table.values()) if each.request.generation != self.generation]
+        for supervised in lost:
             handed, cell = supervised.handed, supervised.cell
-            lost = supervised.request.generation != self.generation
             # Without a cell nobody can tell whether its executor has begun.
-            if handed is not None and cell is not None and lost and not supervised.accepted and cell.take_back():
+            if handed is not None and cell is not None and not supervised.accepted and cell.take_back():
+                # Nobody has, and the others must not be kept waiting.
                 self.keeper.give_back(supervised.store, handed)
                 self.end(supervised)
+            else:
+                supervised.on_look()
+        if lost:
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        if not self._looks_soon:
+            self._looks_soon = True
+            self.keeper.call_after(_LOST_EVERY, self._look_at_lost)
 
     def _suspect(self, request: Any) -> None:
         """Mark a message that may have been given to somebody else while it was in reserve here.

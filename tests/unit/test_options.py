@@ -190,7 +190,8 @@ def test_an_unknown_task_option_is_refused_with_the_one_that_was_meant_and_the_l
 
 def test_an_unknown_option_that_resembles_none_gets_no_guess() -> None:
     message = refusal(task_options, {"lock_zzzzqqqq": 5}, where=TASK)
-    assert "there is no option lock_zzzzqqqq; allowed: beat_unique_tick, lock_key" in message
+    assert "there is no option lock_zzzzqqqq; allowed: " in message
+    assert "did you mean" not in message
 
 
 def test_methods_of_the_users_own_may_begin_with_lock() -> None:

@@ -70,10 +70,14 @@ def test_each_tick_is_published_once_though_beats_are_killed(
         beats[index].kill()
         beats[index] = beat(scheduler)
     # The last one that was killed may have led.
-    _wait_until(time.monotonic() + 4.5)
+    _wait_until(max(time.monotonic() + 4.5, began + seconds))
     ended = time.monotonic()
     published = [entry for entry in journal.entries("published", name=name) if began < entry["t"] <= ended]
-    assert abs(len(published) - (ended - began)) <= 2, [entry["wall"] for entry in published]
+    moments = [entry["wall"] for entry in published]
+    # There is one tick in each second since the epoch, and no more.
+    assert len(moments) <= int(moments[-1]) - int(moments[0]) + 2, moments
+    # Celery counts an interval from the last run, which on a busy machine is always a little late.
+    assert len(moments) >= 0.97 * (ended - began) - 2, moments
 
 
 def _wait_until(moment: float) -> None:

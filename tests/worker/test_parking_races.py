@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 from collections import deque
@@ -17,9 +18,10 @@ from celery_distlock.lease import Claim, Completed, Contended, Lease, Ticket, ne
 from celery_distlock.options import LockOptions
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.task.parked import Wish
+from celery_distlock.task.run import label_of
 from celery_distlock.worker.parking import Parking, Waited
 from celery_distlock.worker.request import _supervised_execution
-from celery_distlock.worker.warden import Warden, run_of
+from celery_distlock.worker.warden import Warden
 from tests.support.waiting import eventually
 
 OPTIONS = LockOptions(on_contention="wait", limit=2)
@@ -96,6 +98,8 @@ class Request:
     name = "work"
     expires = None
     generation = 0
+    exposed = False
+    exposed_from = math.inf
     waited: Any = None
     is_revoked = False
 
@@ -153,33 +157,26 @@ def wait_for_the_keeper() -> None:
         assert done.wait(10)
 
 
-def test_who_is_granted_the_key_while_others_of_it_are_declined_holds_it_when_it_runs(
+def test_who_comes_while_others_of_its_key_are_declined_asks_for_nothing_before_they_are_back(
     parking: Parking, consumer: Consumer, store: SlowStore
 ) -> None:
     holders = [store.hold(), store.hold()]
-    park(parking, consumer, store)
+    first = park(parking, consumer, store)
     eventually(lambda: parking.listed()[0]["position"] == 0, 10, "a place in line")
     # A place is offered, and there is no slot.
     store.release(holders[:1])
     eventually(lambda: consumer.calls, 10, "a call of the line's thread")
     store.release(holders[1:])
     store.on_its_way.clear()
-    store.arrives.clear()
-    granted = park(parking, consumer, store)
-    assert store.on_its_way.wait(10)
-    consumer.make_calls()
-    wait_for_the_keeper()
+    newcomer = park(parking, consumer, store)
+    eventually(lambda: consumer.make_calls() or first in consumer.ran, 10, "the first in the pool's own line")
+    eventually(lambda: [one["ticket"] is not None for one in parking.listed()] == [True], 10, "a number")
+    assert not store.on_its_way.is_set()
     consumer.pool.num_processes = 9
-    store.arrives.set()
-
-    def runs() -> bool:
-        consumer.make_calls()
-        return granted in consumer.ran
-
-    eventually(runs, 10, "the run of what was granted")
+    parking.climbed(first)
+    eventually(lambda: consumer.make_calls() or newcomer in consumer.ran, 10, "the run of the newcomer")
     wait_for_the_keeper()
-    lease = granted.waited.lease
-    assert lease is None or store.has(lease.owner)
+    assert store.has(newcomer.waited.lease.owner)
 
 
 def test_those_who_are_aside_stay_there_until_the_one_who_has_a_slot_has_asked(
@@ -244,7 +241,7 @@ def test_a_copy_of_a_running_task_gives_back_what_it_had_waited_for(consumer: Co
     copy.request_dict["id"] = copy.id
     copy.delivery_info["redelivered"] = True
     copy.waited = Waited(7, lease, True)
-    warden._by_label[run_of(copy).label] = SimpleNamespace(begun=True, request=original)  # type: ignore[assignment]
+    warden._by_label[label_of(copy.request_dict)] = SimpleNamespace(begun=True, request=original)  # type: ignore[assignment]
     try:
         with pytest.raises(TaskRevokedError):
             _supervised_execution(None)(copy, None)
