@@ -57,5 +57,6 @@ Whether two holders ever believed in one lock at once, whatever was broken meanw
 
 For anything else: :func:`.waiting.eventually` ``(predicate, timeout, what)``, :class:`.process.Process`, and
 :func:`.process.is_running`. A missing server skips a test with a reason; with ``CI`` in the environment it fails it.
+``pytest --locks zookeeper`` runs the workers' tests with locks in ZooKeeper, but for those marked ``locks_in_redis``.
 Every test has workers of its own, and waits for the journal, a log or a result; it never sleeps.
 """
