@@ -48,7 +48,9 @@ def test_a_killed_childs_lock_is_free_at_once_and_not_after_its_session(
     tasks.last.delay("a", 60.0)
     (start,) = journal.wait_for("start", key="a")
     os.kill(start["pid"], signal.SIGKILL)
-    assert lock_of(tasks, "a").acquire(timeout=10)
+    lock = lock_of(tasks, "a")
+    assert lock.acquire(timeout=10)
+    lock.release()
 
 
 def test_a_worker_that_stops_leaves_no_session(

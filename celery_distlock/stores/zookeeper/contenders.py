@@ -14,6 +14,7 @@ What is owed
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -352,10 +353,11 @@ class Contenders:
     def _care(self) -> float | None:
         now = time.monotonic()
         self.give_up_overdue()
-        if self.completions.sweep_at <= now and self.session.connected:
-            self.session.run(self.completions.sweep)
-        if self._debts and self.session.connected:
-            self._settle_debts()
+        with contextlib.suppress(StoreUnavailable):
+            if self.completions.sweep_at <= now:
+                self.session.run_if_open(self.completions.sweep)
+            if self._debts:
+                self._settle_debts()
         due = self.places.next_due()
         if self._debts:
             due = min(due, now + _PAUSE)
@@ -378,10 +380,7 @@ class Contenders:
             with self._mutex:
                 self._debts.difference_update(still)
 
-        try:
-            self.session.run(settle)
-        except StoreUnavailable:
-            return
+        self.session.run_if_open(settle)
 
     def _on_connected(self) -> None:
         if self._debts or len(self.places):

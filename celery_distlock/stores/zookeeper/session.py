@@ -103,6 +103,8 @@ class Session:
         self._on_lost = on_lost
         self._lock = threading.Lock()
         self._client: Client | None = None
+        # What is set in a thread that must not begin a session.
+        self._guest = threading.local()
         #: The present session's number, or 0.
         self.id = 0
         _everywhere.add(self)
@@ -134,6 +136,19 @@ class Session:
         except KazooException as exc:
             cause = exc.__context__ if isinstance(exc.__context__, KazooException) else exc
             raise StoreUnavailable(self._address.name, str(cause) or type(cause).__name__) from cause
+
+    def run_if_open(self, work: Callable[[float], object]) -> None:
+        """Do some work if there is a session, and if it lasts: no other is begun for it, since nobody would end that.
+
+        Raises:
+            StoreUnavailable: there was no answer, or there is no session any more.
+        """
+        self._guest.here = True
+        try:
+            if self.connected:
+                self.run(work)
+        finally:
+            self._guest.here = False
 
     def exchange(self, requests: Sequence[Request], end: float, then: Callable[[], None] | None = None) -> Answer:
         """Send these requests in one go, and wait for the answers.
@@ -205,6 +220,8 @@ class Session:
         client = self._client
         if client is not None:
             return client
+        if getattr(self._guest, "here", False):
+            raise StoreUnavailable(self._address.name, "its session was closed")
         with self._lock:
             if self._client is None:
                 try:
