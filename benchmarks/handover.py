@@ -26,6 +26,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from benchmarks.bodies import gaps, overlaps
 from benchmarks.machine import describe, load
@@ -100,18 +101,22 @@ def behind_waiters(scene: Scene, kind: str, waiters: int = 60, others: int = 6) 
     key, unrelated = f"{kind}-{next(_keys)}", scene.bodies("unrelated")
     task, before = scene.tasks.ours if kind in OURS else getattr(scene.tasks, kind), len(unrelated)
     patience = 5.0
-    # Whoever comes first holds the key for that long.
-    task.delay(key, patience)
-    for _ in range(waiters):
-        task.delay(key, 0.0)
-    if kind in OURS:
-        wait_until(lambda: scene.parked(key) >= waiters, 60, "the waiters")
-    started = time.monotonic()
-    for _ in range(others):
-        scene.tasks.unrelated.delay(SECONDS)
-    wait_until(lambda: len(unrelated) >= before + others, 120, "the unrelated tasks")
-    took = unrelated.since(before)[-1].end - started
-    wait_until(lambda: len(scene.bodies(key)) > waiters, 240, "the waiters", every=0.05)
+    with ExitStack() as held:
+        if kind in OURS:
+            held.enter_context(scene.held(key))
+        else:
+            # Whoever comes first holds the key for that long.
+            task.delay(key, patience)
+        for _ in range(waiters):
+            task.delay(key, 0.0)
+        if kind in OURS:
+            wait_until(lambda: scene.parked(key) >= waiters, 60, "the waiters")
+        started = time.monotonic()
+        for _ in range(others):
+            scene.tasks.unrelated.delay(SECONDS)
+        wait_until(lambda: len(unrelated) >= before + others, 120, "the unrelated tasks")
+        took = unrelated.since(before)[-1].end - started
+    wait_until(lambda: len(scene.bodies(key)) >= waiters, 240, "the waiters", every=0.05)
     return took if took < patience else None
 
 

@@ -554,5 +554,6 @@ class TestAPlaceThatRests:
 
     def test_leaves_nothing_where_nobody_comes(self, store: RedisStore, behind: Behind) -> None:
         store.release([replace(granted(store), rest=0.05)])
-        assert behind.client.pttl(behind.name("h", "k")) <= 50
+        # A moment between two milliseconds is rounded up.
+        assert behind.client.pttl(behind.name("h", "k")) <= 51
         eventually(lambda: behind.keys() == set(), 2.0, "an empty store")
