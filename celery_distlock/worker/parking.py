@@ -46,42 +46,33 @@ What each failure does
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import logging
 import math
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from celery import states
-from celery.app.trace import TraceInfo
 from celery.worker import state
 
 from celery_distlock.errors import LockTimeout, StoreUnavailable, describe
-from celery_distlock.lease import Claim, Lease, Ticket, new_owner
-from celery_distlock.line import Line, Waiter, enter
-from celery_distlock.options import LockOptions, store_settings
+from celery_distlock.lease import Lease, Ticket
+from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_parked, lock_woken
 from celery_distlock.task.parked import Wish
-from celery_distlock.task.redelivery import completion_of
-from celery_distlock.task.run import SINCE_HEADER, label_of
+from celery_distlock.task.run import SINCE_HEADER
+from celery_distlock.worker.parked_request import ParkedRequest, Waited
 from celery_distlock.worker.row import Row
 from celery_distlock.worker.shelf import put_aside
 from celery_distlock.worker.slots import free_slots
-from celery_distlock.worker.visibility import Visibility
 
 if TYPE_CHECKING:
     from celery_distlock.worker.supervised import Supervised
     from celery_distlock.worker.warden import Warden
 
-__all__ = ["Parking", "Waited"]
+__all__ = ["Parking"]
 
 log = logging.getLogger(__name__)
 
@@ -98,89 +89,6 @@ _FAREWELL = 1.0
 _Group = tuple[Any, str]
 
 
-class Waited(NamedTuple):
-    """What a request has that was parked, when it is handed to the pool.
-
-    Attributes:
-        number: of its ticket, if it got one.
-        lease: what it was granted; None if it has to ask.
-        room: whether it may be parked again.
-    """
-
-    number: int | None
-    lease: Lease | None
-    room: bool
-
-
-class _Parked(Waiter):
-    """A request in line. The line's thread calls it."""
-
-    def __init__(self, parking: Parking, request: Any, wish: Wish, options: LockOptions) -> None:
-        super().__init__(wish.claim)
-        self.parking = parking
-        #: Whether it stands behind others of its key that are parked here, and not in the store's line.
-        self.aside = False
-        #: Whether it was granted the key and handed over.
-        self.granted = False
-        self.request = request
-        self.store = request.task._lock_store
-        self.number = wish.number
-        self.since = wish.since
-        self.holder = wish.holder
-        self.group = (self.store, wish.claim.key)
-        self.parked_at = time.time()
-        #: Monotonic times after which it may wait no more: because of the options, or in this worker.
-        self.late_at = math.inf if options.timeout is None else _monotonic(wish.since + options.timeout)
-        self.leaves_at = _last_moment(request)
-        self.expires_at = math.inf if request.expires is None else _monotonic(_timestamp(request.expires))
-        #: What follows once its place has been given up, at most once.
-        self.then: list[Callable[[], None]] = []
-        self.line: Line = enter(self.store, self)
-
-    def anew(self) -> _Parked:
-        """Return the same under another owner, in line again with its ticket if it has one."""
-        new = copy.copy(self)
-        Waiter.__init__(new, replace(self.claim, owner=new_owner()))
-        new.aside, new.granted, new.then = False, False, []
-        if new.number is not None:
-            new.place = Ticket(new.claim, new.number, 0)
-        new.line = enter(new.store, new)
-        return new
-
-    def left(self) -> None:
-        """Go on with what follows. Called in several threads, perhaps."""
-        super().left()
-        with contextlib.suppress(IndexError):
-            self.parking.soon(self.then.pop())
-
-    @property
-    def owner(self) -> str:
-        """Under whose name it stands in line."""
-        return self.claim.owner
-
-    @property
-    def position(self) -> int | None:
-        """How many wait before it, as the store said last; None if it is not in line."""
-        return self.place.ahead if isinstance(self.place, Ticket) and not self.aside else None
-
-    @property
-    def ends_at(self) -> float:
-        """When something is to be done about it, whatever the store says."""
-        return min(self.late_at, self.leaves_at, self.expires_at)
-
-    def offered(self) -> None:
-        """Confirm soon."""
-        self.parking.offered(self)
-
-    def offered_here(self) -> None:
-        """Confirm now."""
-        self.parking.offered(self, here=True)
-
-    def refused(self) -> None:
-        """Ask anew, as another owner: this one was barred."""
-        self.parking.wake(self)
-
-
 class Parking:
     """The tasks that wait in this worker. What is not said to run elsewhere runs in the consumer's thread."""
 
@@ -190,15 +98,15 @@ class Parking:
         self._loop = warden.loop
         self._shelf = warden.shelf
         # By owner.
-        self._parked: dict[str, _Parked] = {}
+        self._parked: dict[str, ParkedRequest] = {}
         self._handed: dict[str, Lease] = {}
-        self._offers: deque[_Parked] = deque()
+        self._offers: deque[ParkedRequest] = deque()
         #: Held by who asks for a lease that is to be handed over, and by who sends those aside that have none: offers
         #: are heard of in two threads.
         self._granting = threading.Lock()
         # Requests that stand in the pool's own line for others of the same key, which are aside meanwhile.
         self._climbers: dict[int, _Group] = {}
-        self._rows: dict[_Group, Row[_Parked]] = {}
+        self._rows: dict[_Group, Row[ParkedRequest]] = {}
         #: When the parked are looked at next (monotonic).
         self._watch_at = math.inf
         self._closed = False
@@ -247,7 +155,7 @@ class Parking:
             for parked in sorted(self._all(), key=lambda parked: parked.parked_at)
         ]
 
-    def _all(self) -> list[_Parked]:
+    def _all(self) -> list[ParkedRequest]:
         return list(self._parked.values())
 
     def soon(self, function: Callable[[], None]) -> None:
@@ -260,7 +168,7 @@ class Parking:
 
     # -- the consumer's thread ----------------------------------------------------------------------------------------
 
-    def drop_all(self) -> list[_Parked]:
+    def drop_all(self) -> list[ParkedRequest]:
         """Give up all places: the broker delivers what is parked again, somewhere. Return who is leaving."""
         leaving = self._all()
         self._parked.clear()
@@ -297,7 +205,7 @@ class Parking:
             self._shelf.run(request)
             return
         state.requests[request.id] = request
-        parked = _Parked(self, request, wish, options)
+        parked = ParkedRequest(self, request, wish, options)
         if self._is_over(request):
             # In a greenlet: meanwhile.
             return
@@ -324,7 +232,7 @@ class Parking:
             self._stand(parked, row)
         self._watch_by(parked.ends_at)
 
-    def _stand(self, parked: _Parked, row: Row[_Parked]) -> None:
+    def _stand(self, parked: ParkedRequest, row: Row[ParkedRequest]) -> None:
         row[parked.owner] = parked
         parked.line.call(partial(self._enqueue, parked))
 
@@ -345,7 +253,7 @@ class Parking:
                 self._time_over(parked)
         self._watch_by(min((parked.ends_at for parked in self._parked.values()), default=math.inf))
 
-    def _time_over(self, parked: _Parked) -> None:
+    def _time_over(self, parked: ParkedRequest) -> None:
         request, now = parked.request, time.monotonic()
         if now >= parked.expires_at and request.revoked():
             self._leave(parked)
@@ -353,7 +261,7 @@ class Parking:
             self._leave(parked)
             key = parked.claim.key
             log.info("Task %s[%s] gives up: lock_timeout has passed waiting for lock %r", request.name, request.id, key)
-            _fail(request, LockTimeout(key, time.time() - parked.since, parked.holder))
+            parked.fail(LockTimeout(key, time.time() - parked.since, parked.holder))
             self._warden.never_starts(request)
         elif now >= parked.leaves_at:
             log.info("Task %s[%s] has been parked for as long as it may", request.name, request.id)
@@ -364,7 +272,7 @@ class Parking:
             if parked.request.revoked():
                 self._leave(parked)
 
-    def _leave(self, parked: _Parked, then: Callable[[], None] | None = None) -> None:
+    def _leave(self, parked: ParkedRequest, then: Callable[[], None] | None = None) -> None:
         """Take a request off the shelf, and give up its place; after that, go on with ``then``."""
         self._parked.pop(parked.owner, None)
         self._shelf.take(parked.request)
@@ -375,7 +283,7 @@ class Parking:
         self._give_back(parked)
         self._gone(parked)
 
-    def _gone(self, parked: _Parked, *, took: bool = False) -> None:
+    def _gone(self, parked: ParkedRequest, *, took: bool = False) -> None:
         """Let others take the place of one that is not parked any more, perhaps since it took it."""
         row = self._rows.get(parked.group)
         if row is not None:
@@ -384,7 +292,7 @@ class Parking:
                 row.took()
             self._fill(parked.group, row)
 
-    def _fill(self, group: _Group, row: Row[_Parked]) -> None:
+    def _fill(self, group: _Group, row: Row[ParkedRequest]) -> None:
         """Have as many stand in the store's line as are missing there."""
         for _ in range(row.missing()):
             parked = row.first()
@@ -409,7 +317,7 @@ class Parking:
         """Return whether the broker has the message back."""
         return self._closed or bool(request.generation != self._warden.generation)
 
-    def _run(self, parked: _Parked, lease: Lease | None, *, room: bool = True) -> None:
+    def _run(self, parked: ParkedRequest, lease: Lease | None, *, room: bool = True) -> None:
         request = parked.request
         if self._is_over(request):
             return
@@ -418,7 +326,7 @@ class Parking:
         request.send_event("task-woken", key=parked.claim.key)
         self._shelf.run(request)
 
-    def _resume(self, parked: _Parked) -> None:
+    def _resume(self, parked: ParkedRequest) -> None:
         """Begin with what was handed over, if that is still so."""
         owner = parked.claim.owner
         if owner not in self._parked:
@@ -435,14 +343,14 @@ class Parking:
                 self._run(parked, lease)
                 self._gone(parked, took=True)
 
-    def _give_back(self, parked: _Parked) -> bool:
+    def _give_back(self, parked: ParkedRequest) -> bool:
         """Give back what was handed over; False if nothing was, or not any more."""
         lease = self._handed.pop(parked.claim.owner, None)
         if lease is not None:
             self._warden.keeper.give_back(parked.store, lease)
         return lease is not None
 
-    def _wake(self, parked: _Parked) -> None:
+    def _wake(self, parked: ParkedRequest) -> None:
         if parked.claim.owner in self._parked:
             self._leave(parked, partial(self._run, parked, None))
 
@@ -466,7 +374,7 @@ class Parking:
             row.declined = False
             self._fill(group, row)
 
-    def _drawn(self, parked: _Parked, row: Row[_Parked]) -> None:
+    def _drawn(self, parked: ParkedRequest, row: Row[ParkedRequest]) -> None:
         """Have one that has got its number stand behind the others; in line, where there are no numbers to be had."""
         row.drawing -= 1
         if parked.owner in self._parked:
@@ -480,7 +388,7 @@ class Parking:
 
     # -- the line's thread, and the listener's ------------------------------------------------------------------------
 
-    def offered(self, parked: _Parked, *, here: bool = False) -> None:
+    def offered(self, parked: ParkedRequest, *, here: bool = False) -> None:
         """Confirm an offer: soon, from any thread, or ``here`` in this one."""
         self._offers.append(parked)
         if here:
@@ -488,14 +396,14 @@ class Parking:
         else:
             parked.line.call(self._take_offers)
 
-    def wake(self, parked: _Parked) -> None:
+    def wake(self, parked: ParkedRequest) -> None:
         """Have the executor ask."""
         self._loop.call(lambda: self._wake(parked))
 
-    def _enqueue(self, parked: _Parked) -> None:
+    def _enqueue(self, parked: ParkedRequest) -> None:
         if parked.claim.owner not in self._parked or parked.aside:
             return
-        parked.claim = self._claim_of(parked)
+        parked.claim = parked.claim_now()
         try:
             answer = parked.line.enqueue(parked, parked.number)
         except StoreUnavailable as error:
@@ -512,7 +420,7 @@ class Parking:
             parked.asking = False
             self.wake(parked)
 
-    def _draw(self, parked: _Parked, row: Row[_Parked]) -> None:
+    def _draw(self, parked: ParkedRequest, row: Row[ParkedRequest]) -> None:
         """Get a number, which is worth a place in the line."""
         if parked.owner in self._parked:
             try:
@@ -529,9 +437,9 @@ class Parking:
         for parked in declined:
             parked.line.call(partial(self._decline, parked.group))
 
-    def _confirm_offers(self) -> list[_Parked]:
+    def _confirm_offers(self) -> list[ParkedRequest]:
         """Confirm as many offers as there are slots; return the others, one for each key."""
-        offers: dict[str, _Parked] = {}
+        offers: dict[str, ParkedRequest] = {}
         while self._offers:
             parked = self._offers.popleft()
             owner = parked.claim.owner
@@ -545,7 +453,7 @@ class Parking:
         for store in {parked.store for parked in taken}:
             batch = [parked for parked in taken if parked.store is store]
             for parked in batch:
-                parked.claim = self._claim_of(parked)
+                parked.claim = parked.claim_now()
             answers = batch[0].line.confirm(batch)
             granted = []
             for parked, answer in zip(batch, answers, strict=True):
@@ -570,7 +478,7 @@ class Parking:
                     parked.line.leave(parked)
         self._loop.call(partial(self._climb, group))
 
-    def _hand_over(self, granted: list[tuple[_Parked, Lease]]) -> None:
+    def _hand_over(self, granted: list[tuple[ParkedRequest, Lease]]) -> None:
         for parked, lease in granted:
             if parked.granted:
                 # The answer to another question is the same lease.
@@ -582,45 +490,7 @@ class Parking:
             self._loop.call(partial(self._resume, parked))
             parked.line.call_after(_HANDING_PATIENCE, partial(self._take_back, parked))
 
-    def _take_back(self, parked: _Parked) -> None:
+    def _take_back(self, parked: ParkedRequest) -> None:
         if self._give_back(parked):
             log.debug("lock %r: the consumer is busy; its turn is given to the next one", parked.claim.key)
             self._decline(parked.group)
-
-    @staticmethod
-    def _claim_of(parked: _Parked) -> Claim:
-        """Return the claim as it is to be made now: if the message may have a copy, with the completion record."""
-        claim, request = parked.claim, parked.request
-        record = {**claim.record, "since": time.time(), "pid": os.getpid()}
-        completion = claim.completion
-        if completion is None and (request.delivery_info.get("redelivered") or Visibility.exposed(request)):
-            completion = completion_of(request.task, claim.key, label_of(request.request_dict))
-        return replace(claim, record=record, completion=completion)
-
-
-def _fail(request: Any, error: Exception) -> None:
-    """Fail a request that is in no executor, with all that Celery does when its executor fails it."""
-    context = request._context
-    context.args, context.kwargs = request.args, request.kwargs
-    try:
-        raise error
-    except Exception as raised:
-        info = TraceInfo(states.FAILURE, raised)
-        told = info.handle_failure(request.task, context, store_errors=request.store_errors)
-    request.on_failure(told, return_ok=True)
-
-
-def _last_moment(request: Any) -> float:
-    """Return until when (monotonic) a request may be parked without being delivered again."""
-    last = time.monotonic() + float(store_settings(request.task._get_app().conf).max_park)
-    visible = Visibility.unrefreshed(request)
-    return last if visible is None else min(last, request.received_at + visible / 2)
-
-
-def _monotonic(wall_clock: float) -> float:
-    return time.monotonic() + wall_clock - time.time()
-
-
-def _timestamp(moment: datetime) -> float:
-    # Celery's expiry is aware in UTC, or naive in the app's own zone, which is compared with naive local time.
-    return (moment if moment.tzinfo else moment.astimezone(timezone.utc)).timestamp()

@@ -21,7 +21,7 @@ from celery.worker.request import Request
 from celery_distlock.errors import LockLost
 from celery_distlock.task.parked import Parked, Wish
 from celery_distlock.task.run import label_of
-from celery_distlock.worker.parking import Waited
+from celery_distlock.worker.parked_request import Waited
 from celery_distlock.worker.supervised import Supervised
 from celery_distlock.worker.warden import Warden
 

@@ -23,7 +23,7 @@ from celery_distlock.worker.abort import kill_if_running
 from celery_distlock.worker.children import Child
 
 if TYPE_CHECKING:
-    from celery_distlock.worker.parking import Waited
+    from celery_distlock.worker.parked_request import Waited
     from celery_distlock.worker.unique import SupervisedPlace
     from celery_distlock.worker.warden import Warden
 

@@ -48,8 +48,8 @@ def parking() -> Parking:
 @pytest.fixture
 def parked(parking: Parking, line: Line) -> Any:
     claim = Claim("k", "owner", 30.0, 1, {}, Completion("k", "run", 1.0))
-    request = SimpleNamespace()
-    one = SimpleNamespace(claim=claim, owner="owner", line=line, store="store", group=("store", "k"), request=request)
+    one = SimpleNamespace(claim=claim, owner="owner", line=line, store="store", group=("store", "k"))
+    one.claim_now = lambda: claim
     one.granted = one.aside = one.asking = False
     parking._parked["owner"] = one  # type: ignore[assignment]
     return one

@@ -19,7 +19,8 @@ from celery_distlock.options import LockOptions
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.task.parked import Wish
 from celery_distlock.task.run import label_of
-from celery_distlock.worker.parking import Parking, Waited
+from celery_distlock.worker.parked_request import Waited
+from celery_distlock.worker.parking import Parking
 from celery_distlock.worker.request import _supervised_execution
 from celery_distlock.worker.warden import Warden
 from tests.support.waiting import eventually
