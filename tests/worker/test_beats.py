@@ -77,7 +77,9 @@ def test_each_tick_is_published_once_though_beats_are_killed(
     # There is one tick in each second since the epoch, and no more.
     assert len(moments) <= int(moments[-1]) - int(moments[0]) + 2, moments
     # Celery counts an interval from the last run, which on a busy machine is always a little late.
-    assert len(moments) >= 0.97 * (ended - began) - 2, moments
+    # In the short form all three begin anew within three seconds: what was due before has no witness then.
+    unseen = 4 if seconds == 6 else 2
+    assert len(moments) >= 0.97 * (ended - began) - unseen, moments
 
 
 def _wait_until(moment: float) -> None:

@@ -139,8 +139,8 @@ class TestLongest:
         with pytest.raises(LockLost, match="lock_max_hold"):
             silent.get(timeout=PATIENCE)
         stuck, other = journal.runs("b")
-        # max_hold, and the ttl after the last renewal before it.
-        assert 1.0 <= other.start - stuck.start <= 1.0 + 1.0 + 1.0
+        # After max_hold, and the ttl after the last renewal before it; long before the body has ended.
+        assert stuck.start + 1.0 <= other.start < stuck.end
 
     def test_direct_calls_are_not_renewed_any_longer(
         self, load: LoadApp, journal: Journal, monkeypatch: pytest.MonkeyPatch
