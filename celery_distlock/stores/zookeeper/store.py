@@ -334,10 +334,12 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         done = claim.completion
         asked = [requests.children(self._layout.lock(claim.key))]
         if done is not None:
-            asked.append(requests.get(self._layout.completion(done)))
-        names, *record = self._ours.session.exchange(asked, end).replies
+            # Another server may have heard of the record, and ours not yet: who finds none runs the task again.
+            asked = [requests.sync(self._layout.completion(done)), *asked, requests.get(self._layout.completion(done))]
+        replies = self._ours.session.exchange(asked, end).replies
+        names = replies[0] if done is None else replies[1]
         completed = None
-        if done is not None and counts(record[0]):
+        if done is not None and counts(replies[2]):
             completed = Completed(claim.key, done.run)
         missing = isinstance(names, NoNodeError)
         return Line(() if missing else names), missing, completed
