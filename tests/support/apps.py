@@ -61,7 +61,11 @@ def make_app(name: str, **conf: Any) -> Celery:
 
 def close_app(app: Celery) -> None:
     """Close all that the test's copy of an application has opened, rather than leave it to the garbage collector."""
+    pool = app._pool
     app.close()
+    if pool is not None:
+        # Kombu keeps it, by its address, for the next application that has the same one; without its connections.
+        pool.force_close_all(close_pool=False)
     forget_store(app)
     consumer = getattr(app.backend, "result_consumer", None)
     if consumer is not None:

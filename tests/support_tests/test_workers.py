@@ -8,8 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.apps import close_app
 from tests.support.journal import Journal, Run, overlaps, running
 from tests.support.process import is_running
+from tests.support.redis_server import RedisServer
+from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import POOLS, LoadApp, Pool, Settings, StartWorker
 
@@ -43,6 +46,23 @@ def test_a_task_published_with_rabbitmq_as_broker_runs(
     with_rabbitmq = settings.with_broker(rabbitmq_url)
     worker(BARE, with_rabbitmq)
     assert load(BARE, with_rabbitmq).add.delay(1, 2).get(timeout=10) == 3
+
+
+def test_a_closed_application_keeps_no_connection_to_its_broker(
+    load: LoadApp, redis_server: RedisServer, databases: Databases
+) -> None:
+    # The next test with the same database would be given it, and some of them cut all connections of a server.
+    tasks = load(BARE)
+    tasks.add.delay(1, 2)
+    number = databases.broker.rpartition("/")[2]
+    with redis_server.client() as client:
+
+        def connections() -> int:
+            return sum(listed["db"] == number for listed in client.client_list())
+
+        assert connections()
+        close_app(tasks.app)
+        eventually(lambda: not connections(), 5, "the end of the application's connections")
 
 
 def test_a_killed_main_process_takes_its_children_with_it(worker: StartWorker) -> None:
