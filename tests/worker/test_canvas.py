@@ -148,7 +148,7 @@ class TestWhatStandsBehindIt:
         """The shapes above are sound: what keeps them from running is the lock."""
         result = SHAPES[shape](shared.tasks, key).apply_async()
         result.get(timeout=PATIENCE)
-        # The last result may be stored before that of another branch.
+        # Celery publishes the next link, which may end first, before it stores the result of this one.
         all_of_it = members(result)
         eventually(lambda: {each.state for each in all_of_it} == {states.SUCCESS}, PATIENCE, "the success of all of it")
 
