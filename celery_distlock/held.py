@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from celery_distlock.errors import LockLost, StoreUnavailable
+from celery_distlock.errors import DistLockError, LockLost, StoreUnavailable
 from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept, keeper
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Renewal, deadline_of
 from celery_distlock.stores.base import LockStore
@@ -32,6 +32,7 @@ __all__ = [
     "Trust",
     "ask",
     "current_lock",
+    "disown",
     "frames",
     "give_back",
     "granted_at",
@@ -58,7 +59,10 @@ class Trust(Protocol):
 
 
 class SelfKept(Kept):
-    """A lease that this process's own keeper renews until :meth:`end`.
+    """A lease that this process's own keeper renews while a :class:`HeldLock` uses it, until :meth:`end`.
+
+    Never without a user: an exception raised by a signal can strike before anybody owns it, and what nobody owns nobody
+    ends.
 
     Arguments:
         store: where the lease lives.
@@ -83,13 +87,13 @@ class SelfKept(Kept):
         self._ends = math.inf if max_hold is None else granted_at(lease) + max_hold
         self._lease: Lease | None = lease
         self._on_trouble = on_trouble
-        self._user: weakref.ref[HeldLock] | None = None
-        keeper().listen_to(store)
-        keeper().keep(self)
+        self._user: weakref.ref[Any] | None = None
 
-    def used_by(self, lock: HeldLock) -> None:
-        """Renew only while ``lock`` exists: an exception raised by a signal can strike before anybody owns it."""
-        self._user = weakref.ref(lock)
+    def used_by(self, user: Any) -> None:
+        """Renew from now on, while ``user`` exists."""
+        self._user = weakref.ref(user)
+        keeper().listen_to(self.store)
+        keeper().keep(self)
 
     def end(self) -> None:
         """Stop renewing; to be called before the release is sent, so that its effect is not taken for a loss."""
@@ -99,7 +103,7 @@ class SelfKept(Kept):
     def lease(self) -> Lease | None:
         """Return the lease to renew; None once it has ended."""
         lease = self._lease
-        if lease is not None and self._user is not None and self._user() is None:
+        if lease is not None and (self._user is None or self._user() is None):
             self.end()
             give_back(self.store, lease)
             return None
@@ -300,6 +304,15 @@ def ask(store: LockStore, claim: Claim) -> Lease | Contended | Completed:
         # Not only StoreUnavailable: SIGTERM, a time limit or a killed greenlet can interrupt the wait for the reply.
         give_back(store, Lease.unknown(claim.key, claim.owner, claim.ttl))
         raise
+
+
+def disown(store: LockStore, claim: Claim, error: BaseException) -> None:
+    """Give back what ``claim`` may have been granted, after an ``error`` on the way from the question to its owner.
+
+    Our own errors come from who has seen to it. Any other may have been raised by a signal, between any two lines.
+    """
+    if not isinstance(error, DistLockError):
+        give_back(store, Lease.unknown(claim.key, claim.owner, claim.ttl))
 
 
 def give_back(store: LockStore, lease: Lease) -> None:

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from celery_distlock.errors import LockConfigError, LockContended, LockLost, LockTimeout, StoreUnavailable
-from celery_distlock.held import Frame, HeldLock, SelfKept, frames, give_back, holding
+from celery_distlock.held import Frame, HeldLock, SelfKept, disown, frames, give_back, holding
 from celery_distlock.keys import KeySpec, compile_key
 from celery_distlock.lease import Claim, Holder, Lease, new_owner
 from celery_distlock.stores import open_store
@@ -150,15 +150,21 @@ class Lock:
         self._after_fork()
         if not self._mutex.acquire(timeout=-1 if wait is None else wait):
             return time.monotonic() - started, None
+        claim = self._claim()
         try:
             left = None if wait is None else max(0.0, wait - (time.monotonic() - started))
-            answer = wait_for(self._store, self._claim(), left)
+            answer = wait_for(self._store, claim, left)
             if isinstance(answer, Lease):
                 self._kept = SelfKept(self._store, answer, self._on_trouble)
                 self._held = HeldLock(answer, self._store, self._kept)
                 self._stack = frames()
                 self._stack.append(Frame(self, self._held, owns=True))
                 return None
+        except BaseException as error:
+            # Whoever called is told that it was not acquired, so it must not be, however far we got.
+            self._forget()
+            disown(self._store, claim, error)
+            raise
         finally:
             if self._held is None:
                 self._mutex.release()
@@ -186,13 +192,8 @@ class Lock:
         held, kept = self._held, self._kept
         if held is None or kept is None:
             raise LockLost(self.key, "it is not held by this object")
-        kept.end()
-        held.released = True
-        for frame in [frame for frame in self._stack if frame.subject is self and frame.lock is held]:
-            # Not by assigning a new list: the thread that acquired may be appending to it.
-            self._stack.remove(frame)
         lease = replace(held.lease, deadline=kept.deadline)
-        self._held = self._kept = None
+        self._forget()
         try:
             (ours,) = self._store.release([lease])
         except StoreUnavailable as error:
@@ -295,6 +296,17 @@ class Lock:
             self._mutex = threading.Lock()
             self._held = self._kept = None
             self._stack = []
+
+    def _forget(self) -> None:
+        """Hold nothing any more, whatever the store says."""
+        if self._kept is not None:
+            self._kept.end()
+        if self._held is not None:
+            self._held.released = True
+            for frame in [frame for frame in self._stack if frame.lock is self._held]:
+                # Not by assigning a new list: the thread that acquired may be appending to it.
+                self._stack.remove(frame)
+        self._held = self._kept = None
 
     def _on_trouble(self, what: str) -> None:
         log.warning("lock %r: %s", self.key, what, extra={"key": self.key})

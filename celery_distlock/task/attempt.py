@@ -31,11 +31,11 @@ from typing import Any, NoReturn
 
 from celery import signals, states
 from celery.app.task import Context
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, TaskPredicate
 
 from celery_distlock import cells
 from celery_distlock.errors import LockContended, StoreUnavailable
-from celery_distlock.held import Frame, HeldLock, SelfKept, Trust, ask, frames, holding
+from celery_distlock.held import Frame, HeldLock, SelfKept, Trust, ask, disown, frames, holding
 from celery_distlock.keepalive import keeper
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, new_owner
 from celery_distlock.options import LockOptions
@@ -207,27 +207,35 @@ def _acquire(
         cell = None
     completion = completion_of(task, key, run.label) if task.acks_late and redelivered else None
     claim = Claim(key, owner, options.ttl, limit, record_of(task, run), completion)
-    answer: Lease | Contended | Completed
-    question = inheriting(task, run) if options.hold_on_retry and not request.is_eager else ask
-    if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
-        # With places left, the store would grant the copy of a running message one of its own.
-        answer = Contended(key, tuple(store.holders(key)))
-    else:
-        number = ticket_of(request)
-        answer = question(store, claim) if number is None else ask_with_ticket(store, claim, number)
-    if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
-        answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer, question)
-    if isinstance(answer, Contended) and redelivered and has_copy(run, answer.holders):
+    try:
+        answer: Lease | Contended | Completed
+        question = inheriting(task, run) if options.hold_on_retry and not request.is_eager else ask
+        if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
+            # With places left, the store would grant the copy of a running message one of its own.
+            answer = Contended(key, tuple(store.holders(key)))
+        else:
+            number = ticket_of(request)
+            answer = question(store, claim) if number is None else ask_with_ticket(store, claim, number)
+        if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
+            answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer, question)
+        if isinstance(answer, Contended) and redelivered and has_copy(run, answer.holders):
+            if cell is not None:
+                cell.refused()
+            answer = settle_copy(task, request, store, claim, run, answer)
+        if isinstance(answer, Lease):
+            return _granted(task, request, options, store, answer, cell, run)
         if cell is not None:
             cell.refused()
-        answer = settle_copy(task, request, store, claim, run, answer)
-    if isinstance(answer, Lease):
-        return _granted(task, request, options, store, answer, cell, run)
-    if cell is not None:
-        cell.refused()
-    if isinstance(answer, Completed):
-        _turn_away(task, request, run)
-    return _refused(task, request, options, run, claim, cell, answer, args, kwargs)
+        if isinstance(answer, Completed):
+            _turn_away(task, request, run)
+        return _refused(task, request, options, run, claim, cell, answer, args, kwargs)
+    except TaskPredicate:
+        raise
+    except BaseException as error:
+        if cell is None:
+            # With one, the main process sees to it when the request ends.
+            disown(store, claim, error)
+        raise
 
 
 def _turn_away(task: Any, request: Any, run: Run) -> NoReturn:
@@ -302,7 +310,7 @@ def _refused(
             _turn_away(task, request, run)
         retry_later(task, options, run, answer.key, error, answer.holder)
     # Celery would run a Retry at once and recursively: wait in place instead.
-    lease = wait_in_place(task, options, answer, run, args, kwargs)
+    lease = wait_in_place(task._lock_store, options, claim, answer)
     return _granted(task, request, options, task._lock_store, lease, None, run)
 
 

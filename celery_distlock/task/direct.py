@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_distlock.errors import LockContended, StoreUnavailable
-from celery_distlock.held import Frame, HeldLock, SelfKept, ask, frames, give_back, holding
+from celery_distlock.held import Frame, HeldLock, SelfKept, ask, disown, frames, give_back, holding
 from celery_distlock.lease import Claim, Contended, Lease, new_owner
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_acquired, lock_released
@@ -57,15 +57,18 @@ def run_direct(task: Any, body: Callable[..., Any], args: Any, kwargs: Any) -> A
                 return skip(task, None, options, contention)
             if policy == "fail":
                 raise LockContended(key, answer.holder)
-            answer = wait_in_place(task, options, answer, run, args, kwargs)
+            answer = wait_in_place(store, options, claim, answer)
+        assert isinstance(answer, Lease)
+        kept = keep_alive(task, None, store, answer, options.max_hold)
+        lock = HeldLock(answer, store, kept, options.max_hold)
     except StoreUnavailable as error:
         if options.on_store_error != "run":
             raise
         log.warning("Task %s runs without its lock %r: %s", task.name, key, error)
         return body(*args, **kwargs)
-    assert isinstance(answer, Lease)
-    kept = keep_alive(task, None, store, answer, options.max_hold)
-    lock = HeldLock(answer, store, kept, options.max_hold)
+    except BaseException as error:
+        disown(store, claim, error)
+        raise
     lock_acquired.send(sender=task, task_id=None, key=key, lock=lock)
     try:
         result = _framed(Frame(task, lock, owns=True), body, args, kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 
 from celery_distlock.errors import LockConfigError, LockLost, LockTimeout
 from celery_distlock.held import SILENT, TAKEN, TOO_LONG, HeldLock, SelfKept, granted_at
-from celery_distlock.lease import Claim, Contended, Lease, new_owner
+from celery_distlock.lease import Claim, Contended, Lease
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_lost, lock_unsure
 from celery_distlock.stores.base import LockStore
@@ -60,16 +60,18 @@ def keep_alive(
     return SelfKept(store, lease, on_trouble, max_hold)
 
 
-def wait_in_place(task: Any, options: LockOptions, answer: Contended, run: Run, args: Any, kwargs: Any) -> Lease:
+def wait_in_place(store: LockStore, options: LockOptions, claim: Claim, answer: Contended) -> Lease:
     """Wait for the key where there is no message to publish again.
+
+    Arguments:
+        answer: how the claim was refused just now.
 
     Raises:
         LockTimeout: ``lock_timeout`` passed.
         StoreUnavailable: the store could not be asked.
     """
-    claim = Claim(answer.key, new_owner(), options.ttl, limit_of(task, options, args, kwargs), record_of(task, run))
     started = time.monotonic()
-    got = wait_for(task._lock_store, claim, options.timeout, answer)
+    got = wait_for(store, claim, options.timeout, answer)
     if isinstance(got, Lease):
         return got
     raise LockTimeout(answer.key, time.monotonic() - started, getattr(got, "holder", None))

@@ -28,6 +28,7 @@ from celery_distlock.held import SelfKept, give_back
 from celery_distlock.lease import Claim, Lease, deadline_of, new_owner
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import unique_superseded
+from celery_distlock.stores.base import Uniqueness
 from celery_distlock.task.grant import record_of
 from celery_distlock.task.message import cancel, token_of, tokens_of
 from celery_distlock.task.redelivery import ignores_result
@@ -82,13 +83,16 @@ class UniqueMessage:
         """
         store, token = tokens_of(self._task), self._token
         claim = self._claim(options, run) if token.running else None
-        sent = time.monotonic()
         try:
-            answer = store.begin(token, claim)
+            self._begin(store, token, claim)
         except BaseException:
-            if claim is not None:
+            if claim is not None and self._lease is None:
                 give_back(self._task._lock_store, Lease.unknown(claim.key, claim.owner, claim.ttl))
             raise
+
+    def _begin(self, store: Uniqueness, token: Token, claim: Claim | None) -> None:
+        sent = time.monotonic()
+        answer = store.begin(token, claim)
         if isinstance(answer, Superseded):
             self._refused()
             self._superseded(answer)
@@ -96,11 +100,13 @@ class UniqueMessage:
         if claim is None or not answer.fence:
             self._refused()
             return
-        self._lease = Lease(claim.key, claim.owner, answer.fence, claim.ttl, deadline_of(sent, claim.ttl))
+        lease = Lease(claim.key, claim.owner, answer.fence, claim.ttl, deadline_of(sent, claim.ttl))
         if self._cell is not None:
-            self._cell.granted(self._lease)
+            self._cell.granted(lease)
         else:
-            self._kept = SelfKept(self._task._lock_store, self._lease)
+            self._kept = SelfKept(self._task._lock_store, lease)
+            self._kept.used_by(self)
+        self._lease = lease
 
     def _claim(self, options: LockOptions, run: Run) -> Claim:
         properties = self._request.properties or {}
