@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -60,155 +61,147 @@ def publish(
     chosen = task._lock_checked_options_of(_Headers(headers)) if OPTIONS_HEADER in headers else task._lock_options
     if not chosen.unique or task._get_app().conf.task_always_eager:
         return _accepted(send(args, kwargs, **options))
-    store = tokens_of(task)
+    call = _Call(task, chosen, send, args or (), kwargs or {}, options, tokens_of(task))
     if task.typing:
         # Celery's own check comes first, and its own error.
-        task.__header__(*(args or ()), **(kwargs or {}))
-    key = task._lock_unique_key_of(chosen, args or (), kwargs or {})
+        task.__header__(*call.args, **call.kwargs)
+    key = task._lock_unique_key_of(chosen, call.args, call.kwargs)
     if key is None:
-        return _accepted(send(args, kwargs, **options))
+        return call.publish()
     if options.get("task_id"):
-        return _accepted(_publish_known(task, send, args, kwargs, options, chosen, store, key))
-    token = _token(task, key, uuid(), chosen, options)
-    options["task_id"] = token.id
-    if token.queued or token.window > token.ttl:
-        options["headers"] = {**headers, UNIQUE_HEADER: header_of(token)}
-    if token.replaces:
-        return _publish_first(task, send, args, kwargs, options, chosen, store, token)
-    return _ask_first(task, send, args, kwargs, options, chosen, store, token)
+        return call.publish_known(key)
+    token = call.named(key)
+    return call.publish_first(token) if token.replaces else call.ask_first(token)
 
 
-def _ask_first(
-    task: Any,
-    send: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    options: dict[str, Any],
-    chosen: LockOptions,
-    store: Uniqueness,
-    token: Token,
-) -> Any:
-    try:
-        answer = store.reserve(token)
-    except StoreUnavailable as error:
-        if chosen.on_store_error == "fail":
-            # It may have been entered all the same.
-            cancel_later(keeper(), store, token, window=True)
+@dataclass
+class _Call:
+    """One call of ``apply_async`` of a unique task."""
+
+    task: Any
+    chosen: LockOptions
+    send: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    #: What else is given to Celery.
+    options: dict[str, Any]
+    store: Uniqueness
+
+    def publish(self) -> Any:
+        return _accepted(self.send(self.args, self.kwargs, **self.options))
+
+    def named(self, key: str) -> Token:
+        """Choose the message's id, and have it carry its place along."""
+        token = self._token(key, uuid())
+        self.options["task_id"] = token.id
+        if token.queued or token.window > token.ttl:
+            self._carry(token)
+        return token
+
+    def ask_first(self, token: Token) -> Any:
+        """Publish unless there is another one."""
+        try:
+            answer = self.store.reserve(token)
+        except StoreUnavailable as error:
+            if self.chosen.on_store_error == "fail":
+                # It may have been entered all the same.
+                cancel_later(keeper(), self.store, token, window=True)
+                raise
+            log.warning("Task %s[%s] is published without asking for others: %s", self.task.name, token.id, error)
+        else:
+            if isinstance(answer, Duplicate):
+                return self._duplicate(token, answer)
+        try:
+            return self.publish()
+        except BaseException:
+            cancel(self.store, token, window=True)
             raise
-        log.warning("Task %s[%s] is published without asking for others: %s", task.name, token.id, error)
-    else:
-        if isinstance(answer, Duplicate):
-            return _duplicate(task, chosen, token, answer)
-    try:
-        return _accepted(send(args, kwargs, **options))
-    except BaseException:
-        cancel(store, token, window=True)
-        raise
 
+    def publish_first(self, token: Token) -> Any:
+        """Publish in the place of another one."""
+        result = self.publish()
+        try:
+            answer = self.store.reserve(token)
+        except StoreUnavailable as error:
+            log.warning("Task %s[%s] does not replace what may be queued: %s", self.task.name, token.id, error)
+            return result
+        return self._duplicate(token, answer) if isinstance(answer, Duplicate) else result
 
-def _publish_first(
-    task: Any,
-    send: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    options: dict[str, Any],
-    chosen: LockOptions,
-    store: Uniqueness,
-    token: Token,
-) -> Any:
-    result = _accepted(send(args, kwargs, **options))
-    try:
-        answer = store.reserve(token)
-    except StoreUnavailable as error:
-        log.warning("Task %s[%s] does not replace what may be queued: %s", task.name, token.id, error)
+    def publish_known(self, key: str) -> Any:
+        """Publish a message whose id was chosen before."""
+        headers, task_id = self.options.get("headers") or {}, self.options["task_id"]
+        if UNIQUE_HEADER not in headers:
+            if self.chosen.unique_while == "queued_or_running":
+                # Part of a canvas. It has no place while it is queued; while it runs, it counts.
+                self._carry(dataclasses.replace(self._token(key, task_id), replaces=False))
+            return self.publish()
+        retried = token_of(headers, task_id)
+        if retried is None or not retried.queued or ATTEMPT_HEADER in headers:
+            # A lock retry has its place still.
+            return self.publish()
+        place = dataclasses.replace(retried, ttl=self._patience(), running=False, replaces=False)
+        try:
+            self.store.reserve(place)
+        except StoreUnavailable as error:
+            log.debug("Task %s[%s] is retried without its place: %s", self.task.name, place.id, error)
+        try:
+            return self.publish()
+        except BaseException:
+            cancel(self.store, place, window=False)
+            raise
+
+    def _carry(self, token: Token) -> None:
+        self.options["headers"] = {**(self.options.get("headers") or {}), UNIQUE_HEADER: header_of(token)}
+
+    def _token(self, key: str, task_id: str) -> Token:
+        chosen = self.chosen
+        return Token(
+            key,
+            task_id,
+            self._patience(),
+            queued=chosen.unique_while is not None,
+            # One that is to run again does not mind that it runs.
+            running=chosen.unique_while == "queued_or_running" and chosen.on_duplicate != "rerun",
+            replaces=chosen.on_duplicate in ("replace", "rerun"),
+            window=chosen.unique_for or 0.0,
+        )
+
+    def _patience(self) -> float:
+        """Return in how many seconds the message must have started."""
+        given = self.options.get("countdown")
+        wait = float(given) if isinstance(given, (int, float)) else self._until(self.options.get("eta")) or 0.0
+        patience = max(0.0, wait) + self.chosen.unique_ttl
+        expires = self.options.get("expires", self.task.expires)
+        left = float(expires) if isinstance(expires, (int, float)) else self._until(expires)
+        return patience if left is None else min(patience, max(left, 0.001))
+
+    def _until(self, moment: Any) -> float | None:
+        if isinstance(moment, str):
+            moment = maybe_iso8601(moment)
+        if not isinstance(moment, datetime):
+            return None
+        app = self.task._get_app()
+        return float((maybe_make_aware(moment, app.timezone) - app.now()).total_seconds())
+
+    def _duplicate(self, token: Token, answer: Duplicate) -> Any:
+        log.info(
+            "Task %s was not published: task [%s] is the one of %r",
+            self.task.name,
+            answer.id,
+            token.key,
+            extra={"key": token.key, "task_id": answer.id},
+        )
+        policy = self.chosen.on_duplicate
+        unique_duplicate.send(sender=self.task, task_id=answer.id, key=token.key, policy=policy)
+        if policy == "raise":
+            raise DuplicateTask(token.key, answer.id)
+        result = self.task.AsyncResult(answer.id)
+        result.duplicate = True
         return result
-    return _duplicate(task, chosen, token, answer) if isinstance(answer, Duplicate) else result
-
-
-def _publish_known(
-    task: Any,
-    send: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    options: dict[str, Any],
-    chosen: LockOptions,
-    store: Uniqueness,
-    key: str,
-) -> Any:
-    """Publish a message whose id was chosen before."""
-    headers = options.get("headers") or {}
-    if UNIQUE_HEADER not in headers:
-        if chosen.unique_while == "queued_or_running":
-            # Part of a canvas. It has no place while it is queued; while it runs, it counts.
-            token = dataclasses.replace(_token(task, key, options["task_id"], chosen, options), replaces=False)
-            options["headers"] = {**headers, UNIQUE_HEADER: header_of(token)}
-        return send(args, kwargs, **options)
-    retried = token_of(headers, options["task_id"])
-    if retried is None or not retried.queued or ATTEMPT_HEADER in headers:
-        # A lock retry has its place still.
-        return send(args, kwargs, **options)
-    place = dataclasses.replace(retried, ttl=_patience(task, chosen, options), running=False, replaces=False)
-    try:
-        store.reserve(place)
-    except StoreUnavailable as error:
-        log.debug("Task %s[%s] is retried without its place: %s", task.name, place.id, error)
-    try:
-        return send(args, kwargs, **options)
-    except BaseException:
-        cancel(store, place, window=False)
-        raise
-
-
-def _token(task: Any, key: str, task_id: str, chosen: LockOptions, options: dict[str, Any]) -> Token:
-    return Token(
-        key,
-        task_id,
-        _patience(task, chosen, options),
-        queued=chosen.unique_while is not None,
-        # One that is to run again does not mind that it runs.
-        running=chosen.unique_while == "queued_or_running" and chosen.on_duplicate != "rerun",
-        replaces=chosen.on_duplicate in ("replace", "rerun"),
-        window=chosen.unique_for or 0.0,
-    )
-
-
-def _patience(task: Any, chosen: LockOptions, options: dict[str, Any]) -> float:
-    """Return in how many seconds the message must have started."""
-    given = options.get("countdown")
-    wait = float(given) if isinstance(given, (int, float)) else _until(task, options.get("eta")) or 0.0
-    patience = max(0.0, wait) + chosen.unique_ttl
-    expires = options.get("expires", task.expires)
-    left = float(expires) if isinstance(expires, (int, float)) else _until(task, expires)
-    return patience if left is None else min(patience, max(left, 0.001))
-
-
-def _until(task: Any, moment: Any) -> float | None:
-    if isinstance(moment, str):
-        moment = maybe_iso8601(moment)
-    if not isinstance(moment, datetime):
-        return None
-    app = task._get_app()
-    return float((maybe_make_aware(moment, app.timezone) - app.now()).total_seconds())
 
 
 def _accepted(result: Any) -> Any:
     result.duplicate = False
-    return result
-
-
-def _duplicate(task: Any, chosen: LockOptions, token: Token, answer: Duplicate) -> Any:
-    log.info(
-        "Task %s was not published: task [%s] is the one of %r",
-        task.name,
-        answer.id,
-        token.key,
-        extra={"key": token.key, "task_id": answer.id},
-    )
-    unique_duplicate.send(sender=task, task_id=answer.id, key=token.key, policy=chosen.on_duplicate)
-    if chosen.on_duplicate == "raise":
-        raise DuplicateTask(token.key, answer.id)
-    result = task.AsyncResult(answer.id)
-    result.duplicate = True
     return result
 
 
