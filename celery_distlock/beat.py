@@ -191,6 +191,10 @@ class LeaderScheduler:
     def _take(self, scheduler: Any) -> None:
         self._inner = scheduler
         self._shared = type(scheduler) not in (Scheduler, PersistentScheduler)
+        if getattr(scheduler, "lock_key", None):
+            # RedBeat's own election: who stands by would hang in it when it starts, for as long as a dead leader's
+            # lock lasts (25 minutes).
+            scheduler.lock_key = None
         self._ticks = Ticks(scheduler, everything=True) if self._enters_ticks else None
         self._apply_entry = scheduler.apply_entry
         self._apply_async = scheduler.apply_async

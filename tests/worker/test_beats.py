@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pytest
 from celery_distlock.stores import open_store
 from tests.support.journal import Journal
 from tests.support.process import Process
+from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import Settings
 
@@ -22,17 +25,19 @@ ROOT = Path(__file__).parents[2]
 
 StartBeat = Callable[..., Process]
 
+ENVIRONMENT: dict[str, str | None] = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": None}
+
 
 @pytest.fixture
 def beat(settings: Settings, tmp_path: Path) -> Iterator[StartBeat]:
     """A factory of beats, by the name of their scheduler."""
     started: list[Process] = []
 
-    def start(scheduler: str, wait: bool = True) -> Process:
+    def start(scheduler: str, wait: bool = True, app: str = APP, **more: str) -> Process:
         name = f"beat{len(started) + 1}"
-        argv = [sys.executable, "-m", "celery", "-A", APP, "beat", "-S", scheduler, "--loglevel", "INFO", "--pidfile="]
-        env: dict[str, str | None] = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": None}
-        process = Process(argv, name=name, log=tmp_path / f"{name}.log", env={**env, **settings.env}, cwd=tmp_path)
+        argv = [sys.executable, "-m", "celery", "-A", app, "beat", "-S", scheduler, "--loglevel", "INFO", "--pidfile="]
+        env = {**ENVIRONMENT, **settings.env, **more}
+        process = Process(argv, name=name, log=tmp_path / f"{name}.log", env=env, cwd=tmp_path)
         started.append(process)
         if wait:
             process.wait_for_log(r"beat: Starting", 30)
@@ -45,10 +50,10 @@ def beat(settings: Settings, tmp_path: Path) -> Iterator[StartBeat]:
         assert "Traceback" not in each.log, each.log[-3000:]
 
 
-def leader(settings: Settings) -> int | None:
+def leader(settings: Settings, app: str = APP) -> int | None:
     """Return the pid of the beat that leads."""
     with closing(open_store(settings.locks)) as store:
-        holders = store.holders(f"beat:{APP}")
+        holders = store.holders(f"beat:{app}")
     return int(holders[0]["identifier"].rpartition("pid ")[2].rstrip(")")) if holders else None
 
 
@@ -115,3 +120,32 @@ def test_a_leader_that_is_stopped_publishes_nothing_when_it_goes_on(
     stopped.thaw()
     stopped.wait_for_log("leads no longer", 20)
     assert "Sending due task" not in stopped.log[before:].partition("leads no longer")[0]
+
+
+LED = "tests.worker.apps.led_beats"
+
+
+@pytest.mark.parametrize("scheduler", ["django_celery_beat.schedulers:DatabaseScheduler", "redbeat.RedBeatScheduler"])
+def test_schedulers_of_others_are_led(
+    beat: StartBeat, journal: Journal, settings: Settings, databases: Databases, tmp_path: Path, scheduler: str
+) -> None:
+    at = str(tmp_path / "schedule.sqlite") if scheduler.startswith("django") else databases.results
+    env = {"LED_SCHEDULER": scheduler, "LED_DATABASE": at}
+    if scheduler.startswith("django"):
+        # Its database must be there before its beats are.
+        migrate = [sys.executable, "-m", LED]
+        environment = {**os.environ, **{k: v for k, v in (ENVIRONMENT | settings.env | env).items() if v is not None}}
+        subprocess.run(migrate, env=environment, cwd=tmp_path, check=True, timeout=60)
+    beats = {one.pid: one for one in (beat("celery_distlock.beat:LeaderScheduler", app=LED, **env) for _ in range(3))}
+    journal.wait_for("published", 3, name="led")
+    first = leader(settings, LED)
+    assert {entry["pid"] for entry in journal.entries("published")} == {first}
+    beats.pop(first).kill()
+    died = time.monotonic()
+    eventually(lambda: leader(settings, LED) in beats, 5.0, "another leader")
+    assert time.monotonic() - died <= 2.0 + 1.0
+    second = leader(settings, LED)
+    journal.wait_for("published", 3, name="led", pid=second)
+    # Who stood by had noted nothing, and what the dead one had not saved is in the store.
+    moments = [entry["wall"] for entry in journal.entries("published")]
+    assert len(moments) <= int(moments[-1]) - int(moments[0]) + 2, moments
