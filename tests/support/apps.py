@@ -19,6 +19,7 @@ from typing import Any
 import celery.signals
 from celery import Celery
 from celery.utils.dispatch import Signal
+from kombu import pools
 
 import celery_distlock.signals
 from celery_distlock.stores.of_app import forget_store
@@ -64,8 +65,7 @@ def close_app(app: Celery) -> None:
     pool = app._pool
     app.close()
     if pool is not None:
-        # Kombu keeps it, by its address, for the next application that has the same one; without its connections.
-        pool.force_close_all(close_pool=False)
+        _forget_pool(pool)
     forget_store(app)
     consumer = getattr(app.backend, "result_consumer", None)
     if consumer is not None:
@@ -113,3 +113,12 @@ def load_app(module: str, env: Mapping[str, str]) -> ModuleType:
         _ = loaded.app.conf.broker_url  # the configuration is read now, in this environment
         loaded.app.finalize()
     return loaded
+
+
+def _forget_pool(pool: Any) -> None:
+    """Close a pool of connections that kombu would keep, by its address, for the next application that has the same."""
+    for group in (pools.producers, pools.connections):
+        for address, known in list(group.items()):
+            if pool in (known, getattr(known, "connections", None)):
+                dict.__delitem__(group, address)
+    pool.force_close_all()

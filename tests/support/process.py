@@ -32,6 +32,16 @@ _started: list[Process] = []
 _watchdog: subprocess.Popen[bytes] | None = None
 
 
+def _runs_on(pid: int) -> bool:
+    """Return whether a thread of a process that was told to stop has not done so."""
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        # It may have ended, or its name may be any text.
+        with contextlib.suppress(OSError):
+            if thread.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                return True
+    return False
+
+
 def _tell_watchdog(line: str) -> None:
     global _watchdog
     if _watchdog is None:
@@ -175,8 +185,12 @@ class Process:
         self.wait()
 
     def freeze(self, *, group: bool = True) -> None:
-        """Stop it (with its group) with SIGSTOP."""
+        """Stop it (with its group) with SIGSTOP, and wait until it has stopped: the signal takes its time."""
         self.signal(signal.SIGSTOP, group=group)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            main = psutil.Process(self.pid)
+            pids = [each.pid for each in (main, *(main.children(recursive=True) if group else ()))]
+            eventually(lambda: not any(map(_runs_on, pids)), 10, f"the stop of {self!r}", every=0.001)
 
     def thaw(self) -> None:
         """Let the group run on."""

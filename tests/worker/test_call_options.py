@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import chain, chord, group
+from celery.signals import before_task_publish
 
 from celery_distlock import LockConfigError, LockContended, LockTimeout
 from tests.support.redis_server import RedisServer
@@ -142,10 +143,17 @@ class TestRefused:
     def test_a_wrong_option_is_an_error_of_the_caller_and_nothing_is_published(
         self, shared: Shared, key: str, options: Any, message: str
     ) -> None:
-        before = shared.broker.dbsize()
+        published: list[str] = []
+
+        def note(sender: str, **_: Any) -> None:
+            published.append(sender)
+
+        before_task_publish.connect(note)
         with pytest.raises(LockConfigError, match=message):
             shared.tasks.tell.apply_async((key,), lock=options)
-        assert shared.broker.dbsize() == before
+        assert published == []
+        shared.tasks.tell.delay(key).get(timeout=PATIENCE)
+        assert published == [shared.tasks.tell.name]
 
     @pytest.mark.parametrize("options", [{"ttl": -1}, {"tll": 7}, ["ttl"], 7, {"key": "{nothing}"}], ids=str)
     def test_wrong_options_from_another_version_or_hand_fail_the_task_and_not_the_worker(
