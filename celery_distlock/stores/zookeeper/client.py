@@ -6,13 +6,19 @@ import sys
 from typing import Any
 
 from kazoo.client import KazooClient
+from kazoo.exceptions import EXCEPTIONS
 from kazoo.handlers.threading import SequentialThreadingHandler
 from kazoo.protocol.serialization import (
+    CheckVersion,
     CloseInstance,
     Create,
     Create2,
+    Delete,
     MultiHeader,
+    SetData,
     Transaction,
+    ZnodeStat,
+    int_struct,
     read_string,
     stat_struct,
 )
@@ -25,6 +31,8 @@ __all__ = ["Client", "Results", "retry_of"]
 
 #: The pauses between two tries to connect double from the first to the last; in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.01, 0.5
+#: In the place of an operation's type: an error code follows.
+_FAILED = -1
 
 
 class Results(list[Any]):
@@ -35,6 +43,17 @@ class Results(list[Any]):
     """
 
     number = 0
+
+    @property
+    def moment(self) -> int:
+        """When it was executed, in milliseconds since the epoch by the leader's clock, if that is told; else 0."""
+        return next((one.moment for one in self if isinstance(one, _Made)), 0)
+
+
+class _Made(str):
+    """The path of a node that was made, and when."""
+
+    moment = 0
 
 
 class _Committed:
@@ -64,12 +83,29 @@ class _Transaction(Transaction):  # type: ignore[misc]  # kazoo has no types
 
     @classmethod
     def deserialize(cls, data: bytes, offset: int) -> list[Any]:
-        header, after = MultiHeader.deserialize(data, offset)
-        if header.type != Create2.type:
-            return list(super().deserialize(data, offset))
-        # A container, the first one; of its path and stat kazoo would make nothing.
-        path, after = read_string(data, after)
-        return [path, *super().deserialize(data, after + stat_struct.size)]
+        """Read what became of it, also of containers, of which kazoo makes nothing."""
+        results: list[Any] = []
+        header, offset = MultiHeader.deserialize(data, offset)
+        while not header.done:
+            result: Any = True
+            if header.type in (Create.type, Create2.type):
+                path, offset = read_string(data, offset)
+                result = _Made(path)
+            if header.type in (SetData.type, Create2.type):
+                stat = ZnodeStat._make(stat_struct.unpack_from(data, offset))
+                offset += stat_struct.size
+                if header.type == SetData.type:
+                    result = stat
+                else:
+                    result.moment = stat.ctime
+            elif header.type == _FAILED:
+                result = EXCEPTIONS[int_struct.unpack_from(data, offset)[0]]()
+                offset += int_struct.size
+            else:
+                assert header.type in (Create.type, Delete.type, CheckVersion.type)
+            results.append(result)
+            header, offset = MultiHeader.deserialize(data, offset)
+        return results
 
 
 class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
@@ -95,10 +131,10 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
         """Seconds of silence after which the server ends the present session; 0.0 before there was one."""
         return float(self._connection.negotiated)
 
-    def first_container(self, transaction: Any) -> None:
-        """Make the first node that a transaction creates a container: see :class:`_Container`."""
-        first = transaction.operations[0]
-        transaction.operations[0] = _Container(first.path, first.data, first.acl, _Container.FLAGS)
+    def as_container(self, transaction: Any) -> None:
+        """Make the node that a transaction creates last a container: see :class:`_Container`."""
+        last = transaction.operations[-1]
+        transaction.operations[-1] = _Container(last.path, last.data, last.acl, _Container.FLAGS)
 
     def commit(self, transaction: Any) -> _Committed:
         """Commit a transaction, and learn its number, too, which kazoo keeps to itself."""

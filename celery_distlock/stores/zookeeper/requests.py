@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from celery_distlock.stores.zookeeper.client import Client
 from celery_distlock.stores.zookeeper.session import Request
 
 __all__ = [
+    "Operation",
     "Request",
+    "absent",
     "children",
     "create",
     "delete",
+    "deleted",
     "ensure",
     "enter",
-    "found",
     "get",
+    "made",
     "put",
-    "replace",
+    "rewritten",
+    "sealed",
     "sync",
-    "vanish",
-    "with_record",
+    "there",
+    "together",
+    "unsealed",
+    "written",
 ]
+
+#: Adds what is to be done to a transaction.
+Operation = Callable[[Client, Any], None]
 
 
 def sync(path: str) -> Request:
@@ -44,34 +54,6 @@ def enter(path: str, data: bytes) -> Request:
     return lambda client: client.create_async(path, data, ephemeral=True, sequence=True, include_data=True)
 
 
-def found(path: str, first: str, data: bytes) -> Request:
-    """Create a node and its first child, ephemeral, in one step; the answer has the step's number.
-
-    The former is removed by the servers if nobody does so after its last child has gone: that one's session may end.
-    """
-
-    def send(client: Any) -> Any:
-        transaction = client.transaction()
-        transaction.create(path)
-        client.first_container(transaction)
-        transaction.create(first, data, ephemeral=True)
-        return client.commit(transaction)
-
-    return send
-
-
-def vanish(path: str, last: str) -> Request:
-    """Delete a node and its last child, in one step; nothing is deleted if there are others."""
-
-    def send(client: Any) -> Any:
-        transaction = client.transaction()
-        transaction.delete(last)
-        transaction.delete(path)
-        return transaction.commit_async()
-
-    return send
-
-
 def create(path: str, data: bytes = b"") -> Request:
     """Create a node that stays."""
     return lambda client: client.create_async(path, data)
@@ -87,30 +69,83 @@ def put(path: str, data: bytes, version: int = -1) -> Request:
     return lambda client: client.set_async(path, data, version=version)
 
 
-def delete(path: str) -> Request:
+def delete(path: str, version: int = -1) -> Request:
     """Delete a node that has no children."""
-    return lambda client: client.delete_async(path)
+    return lambda client: client.delete_async(path, version=version)
 
 
-def replace(old: str, version: int, new: str, data: bytes) -> Request:
-    """Put one ephemeral node, of this session, in the place of another one, in one step."""
+# -- several in one step ----------------------------------------------------------------------------------------------
 
-    def send(client: Any) -> Any:
+
+def together(*operations: Operation) -> Request:
+    """Do all of this in one step, or nothing of it; the answer has the step's number."""
+
+    def send(client: Client) -> Any:
         transaction = client.transaction()
-        transaction.delete(old, version)
-        transaction.create(new, data, ephemeral=True)
-        return transaction.commit_async()
+        for operation in operations:
+            operation(client, transaction)
+        return client.commit(transaction)
 
     return send
 
 
-def with_record(path: str, record: str, data: bytes) -> Request:
-    """Delete a node and create another one that stays, in one step."""
+def made(path: str, data: bytes = b"", *, ephemeral: bool = False, container: bool = False) -> Operation:
+    """Create a node.
 
-    def send(client: Any) -> Any:
-        transaction = client.transaction()
+    Arguments:
+        path: its path.
+        data: what it tells.
+        ephemeral: it ends with our session.
+        container: it is removed by the servers some time after its last child has gone.
+    """
+
+    def add(client: Client, transaction: Any) -> None:
+        transaction.create(path, data, ephemeral=ephemeral)
+        if container:
+            client.as_container(transaction)
+
+    return add
+
+
+def written(path: str, data: bytes, version: int) -> Operation:
+    """Write a node."""
+    return lambda client, transaction: transaction.set_data(path, data, version)
+
+
+def deleted(path: str, version: int = -1) -> Operation:
+    """Delete a node that has no children."""
+    return lambda client, transaction: transaction.delete(path, version)
+
+
+def there(path: str, version: int = -1) -> Operation:
+    """See that a node is there."""
+    return lambda client, transaction: transaction.check(path, version)
+
+
+def absent(path: str) -> Operation:
+    """See that a node is not there; the one above it must be."""
+
+    def add(client: Client, transaction: Any) -> None:
+        transaction.create(path)
         transaction.delete(path)
-        transaction.create(record, data)
-        return transaction.commit_async()
 
-    return send
+    return add
+
+
+# A version number begins anew when a node is deleted and made again. Where that must be told apart, a node has a seal:
+# one child, whose name is used once.
+
+
+def sealed(path: str, data: bytes, seal: str) -> tuple[Operation, ...]:
+    """Create a node and its seal."""
+    return made(path, data), made(f"{path}/{seal}")
+
+
+def rewritten(path: str, data: bytes, seal: str, version: int) -> tuple[Operation, ...]:
+    """Write the very node that had this seal and this version."""
+    return there(f"{path}/{seal}"), written(path, data, version)
+
+
+def unsealed(path: str, seal: str, version: int = -1) -> tuple[Operation, ...]:
+    """Delete the very node that had this seal and this version."""
+    return deleted(f"{path}/{seal}"), deleted(path, version)
