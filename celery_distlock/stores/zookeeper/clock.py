@@ -107,7 +107,8 @@ class Clock:
         known = self._known
         if known is not None and time.monotonic() + known.most < moment:
             return False
-        return time.monotonic() + self.ask(end).least >= moment
+        least = self.ask(end).least
+        return time.monotonic() + least >= moment
 
     def local(self, moment: float) -> float:
         """Return the monotonic time from which it may be later than ``moment``; now, if nothing is known."""

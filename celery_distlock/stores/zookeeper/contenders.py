@@ -415,6 +415,15 @@ class Contenders:
         if self.sweeper.due_at <= time.monotonic():
             self.caretaker.wake()
 
+    def care_no_more(self) -> None:
+        """Leave what counts no more to other processes, since this one has no session."""
+        if self.sweeper.more or self._kept:
+            with self._mutex:
+                self.sweeper.more = False
+                self.sweeper.due_at = 0.0
+                self._kept.clear()
+            self.caretaker.wake()
+
     def _remove_kept(self, paths: Sequence[str], end: float) -> None:
         """Remove contenders that nobody keeps alive, for who sweeps."""
         self.session.exchange([*map(requests.delete, paths)], end)
@@ -445,13 +454,14 @@ class Contenders:
                 self._settle_debts()
             if self._kept and self.clock.local(self._kept[0][0]) <= now:
                 self.session.run_if_open(self._remove_overdue)
-            if self.sweeper.due_at <= now:
+            if self.sweeper.due_at <= now and self.session.connected:
                 self.sweeper.sweep()
         due = self.places.next_due()
+        soon = now + (_SOON if self.session.connected else _PAUSE)
         if self._kept:
-            due = min(due, max(self.clock.local(self._kept[0][0]), now + _SOON))
+            due = min(due, max(self.clock.local(self._kept[0][0]), soon))
         if self.sweeper.more:
-            due = min(due, self.sweeper.due_at)
+            due = min(due, max(self.sweeper.due_at, soon))
         if self._debts:
             due = min(due, now + _PAUSE)
         return due if due < float("inf") or len(self.places) else None

@@ -347,6 +347,7 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
         for listener in listeners_of(self._ours.session):
             listener.close()
         self._ours.session.close()
+        self._ours.care_no_more()
 
     # -- what acquiring and enqueueing have in common -----------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 Who sweeps
     Whichever process uses such nodes, or renews leases, and finds that nobody has swept for a while: writing the node
-    ``swept`` makes it its turn. It goes on while there is something left, and begins again with the next use.
+    ``swept`` makes it its turn. It goes on until it has found nothing left, and begins again with the next use.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Sweeper:
         self._remove = remove
         #: Monotonic time at which to look whether it is time for a sweep.
         self.due_at = 0.0
-        #: Whether something was left by the last sweep.
+        #: Whether there may be something left.
         self.more = False
 
     def sweep(self) -> None:
@@ -57,7 +57,7 @@ class Sweeper:
             StoreUnavailable: there was no answer.
         """
         # Whatever happens now, it is not tried again at once.
-        self.due_at = time.monotonic() + EVERY
+        self.due_at, self.more = time.monotonic() + EVERY, True
         self._session.run_if_open(self._turn)
         if self.due_at > time.monotonic():
             return
