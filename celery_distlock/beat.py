@@ -17,7 +17,7 @@ Authority
     to somebody else; a message that was on its way to the broker just then is of a tick that is entered already.
 
 What each failure does
-    * The leader dies: another leads within the ttl and a second, and publishes what the dead one owed.
+    * The leader dies: another leads as soon as the store lets it, and publishes what the dead one owed.
     * The store is silent: nobody leads, until it answers; then each entry that is due is published once.
     * The broker is down: the tick is given back, Celery logs it.
 
@@ -65,8 +65,6 @@ skipped: Counter[str] = Counter()
 _MEMORY = 60.0
 #: Seconds between two tries of those who stand by, at most.
 _PAUSE = 0.5
-#: Seconds after the end of a leader's lease by which another one leads.
-_NOTICED = 1.0
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,8 @@ class LeaderScheduler:
         self._pause = min(_PAUSE, self._ttl / 3)
         self._owed: dict[str, list[_Owed]] = {}
         self._was_leading = False
-        store = store_of(app)
+        self._stands_by = False
+        store = self._store = store_of(app)
         self._enters_ticks = isinstance(store, Uniqueness)
         self._lock = Lock(
             f"beat:{app.main}",
@@ -238,7 +237,7 @@ class LeaderScheduler:
             log.warning("beat: nobody can lead: %s", error)
             return False
         log.info("beat: leads from now on")
-        self._was_leading = True
+        self._was_leading, self._stands_by = True, False
         if self._shared:
             # What the last leader has noted is in its database.
             self._inner.close()
@@ -262,8 +261,12 @@ class LeaderScheduler:
     def _owe(self, entry: Any) -> None:
         now = time.monotonic()
         before = self._owed.get(entry.name, ())
-        # A leader that has died owes what became due until somebody noticed; after a longer silence once is enough.
-        recent = [one for one in before if one.since > now - self._ttl - _NOTICED]
+        # A leader that has died owes what became due until another one leads; after a longer silence once is enough.
+        noticed = self._store.freed_after(self._ttl) + self._pause
+        recent = [one for one in before if one.since > now - noticed]
+        if not self._stands_by:
+            self._stands_by = True
+            log.info("beat: stands by, and remembers what becomes due")
         self._owed[entry.name] = [*recent, _Owed(Tick.of(self._app, entry), entry, now)]
 
     def _pay(self, owed: _Owed) -> None:

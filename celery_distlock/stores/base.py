@@ -45,6 +45,14 @@ class LockStore(ABC):
         """
         return asked
 
+    def freed_after(self, asked: float) -> float:
+        """Return how many seconds after its last sign of life a silent holder's key is free at the latest.
+
+        Arguments:
+            asked: the ttl of its claim.
+        """
+        return asked + 1.0
+
     def when_in_doubt(self, callback: Callable[[], None]) -> None:  # noqa: B027  # most stores have nothing to tell
         """Have ``callback`` called whenever leases that this process renews may just have been lost.
 

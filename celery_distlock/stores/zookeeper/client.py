@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
+import time
 from typing import Any
 
 from kazoo.client import KazooClient
@@ -184,11 +186,47 @@ def _handler(patience: float) -> Any:
     kind = _kind()
 
     class Handler(kind):  # type: ignore[misc, valid-type]  # kazoo has no types
-        def create_connection(self, *args: Any, timeout: float = patience, **options: Any) -> Any:
+        def create_connection(
+            self, address: Any, hostname: str, timeout: float = patience, use_ssl: bool = False, **options: Any
+        ) -> Any:
             # Kazoo would wait for the whole session time-out before it tries the next server.
-            return super().create_connection(*args, timeout=min(timeout, patience), **options)
+            timeout = min(timeout, patience)
+            end = time.monotonic() + timeout
+            connection = super().create_connection(address, hostname, timeout=timeout)
+            if not use_ssl:
+                return connection
+            # Kazoo would leave the socket to the garbage collector if either side refuses the other one.
+            try:
+                connection.settimeout(max(0.001, end - time.monotonic()))
+                return _context(**options).wrap_socket(connection, server_hostname=hostname)
+            except BaseException:
+                connection.close()
+                raise
 
     return Handler()
+
+
+def _context(
+    *,
+    ca: Any = None,
+    certfile: Any = None,
+    keyfile: Any = None,
+    keyfile_password: Any = None,
+    verify_certs: bool = True,
+    check_hostname: bool = False,
+) -> ssl.SSLContext:
+    """Return what kazoo makes of these arguments."""
+    if check_hostname and not verify_certs:
+        raise ValueError("verify_certs must be True when check_hostname is True")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    if ca:
+        context.load_verify_locations(ca)
+    context.check_hostname = check_hostname
+    context.verify_mode = ssl.CERT_REQUIRED if verify_certs else ssl.CERT_NONE
+    if certfile and keyfile:
+        context.load_cert_chain(certfile, keyfile, keyfile_password)
+    return context
 
 
 def _kind() -> Any:

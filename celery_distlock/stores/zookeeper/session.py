@@ -112,8 +112,13 @@ class Session:
     @property
     def ttl(self) -> float:
         """Seconds for which a session may be relied upon; before there was one, what will be asked for."""
+        return self.timeout * RELIED_UPON
+
+    @property
+    def timeout(self) -> float:
+        """Seconds of silence after which the servers end a session; before there was one, what will be asked for."""
         client = self._client
-        return ((client.negotiated if client is not None else 0.0) or self._address.session_timeout) * RELIED_UPON
+        return (client.negotiated if client is not None else 0.0) or self._address.session_timeout
 
     def run(self, work: Callable[[float], T]) -> T:
         """Do some work, again when the connection was lost meanwhile, as long as the time-out allows.

@@ -90,6 +90,10 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
         """Return the ttl of the session, whatever was asked for; see :meth:`LockStore.lease_ttl`."""
         return self._ours.session.ttl
 
+    def freed_after(self, asked: float) -> float:
+        """Return the time-out of the session and a tick, which is half of that at most."""
+        return 1.5 * self._ours.session.timeout
+
     def when_in_doubt(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when the server has ended a session; see :meth:`LockStore.when_in_doubt`."""
         self._ours.doubters.append(callback)
