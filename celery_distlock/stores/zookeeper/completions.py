@@ -31,7 +31,7 @@ class Completions:
 
     def data(self, completion: Completion, end: float) -> bytes:
         """Return what a record tells."""
-        return tells_until(self._clock.now(end) + completion.ttl)
+        return tells_until(self._clock.now(end) + completion.ttl, key=completion.key, run=completion.run)
 
     def write(self, completions: list[Completion], end: float) -> None:
         """Write records, whether there are some already or not."""
