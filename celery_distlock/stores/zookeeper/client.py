@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import select
 import ssl
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from kazoo.client import KazooClient
@@ -25,6 +28,7 @@ from kazoo.protocol.serialization import (
     stat_struct,
 )
 from kazoo.retry import KazooRetry
+from kazoo.security import OPEN_ACL_UNSAFE
 
 from celery_distlock.stores.zookeeper.address import Address
 from celery_distlock.stores.zookeeper.connection import Connection
@@ -33,6 +37,7 @@ __all__ = ["Client", "Results", "retry_of"]
 
 #: The pauses between two tries to connect double from the first to the last; in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.01, 0.5
+_EPHEMERAL = 1
 #: In the place of an operation's type: an error code follows.
 _FAILED = -1
 
@@ -133,14 +138,14 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
         """Seconds of silence after which the server ends the present session; 0.0 before there was one."""
         return float(self._connection.negotiated)
 
-    def as_container(self, transaction: Any) -> None:
-        """Make the node that a transaction creates last a container: see :class:`_Container`."""
-        last = transaction.operations[-1]
-        transaction.operations[-1] = _Container(last.path, last.data, last.acl, _Container.FLAGS)
+    def creation(self, path: str, data: bytes, *, ephemeral: bool, container: bool) -> Any:
+        """Return what creates a node in a transaction; see :class:`_Container`."""
+        flags = _Container.FLAGS if container else _EPHEMERAL if ephemeral else 0
+        return (_Container if container else Create)(path, data, self.default_acl or OPEN_ACL_UNSAFE, flags)
 
-    def commit(self, transaction: Any) -> _Committed:
+    def commit(self, operations: Sequence[Any]) -> _Committed:
         """Commit a transaction, and learn its number, too, which kazoo keeps to itself."""
-        request, result = _Transaction(transaction.operations), self.handler.async_result()
+        request, result = _Transaction(operations), self.handler.async_result()
         self._call(request, result)
         return _Committed(result, request)
 
@@ -240,4 +245,19 @@ def _kind() -> Any:
         from kazoo.handlers.eventlet import SequentialEventletHandler
 
         return SequentialEventletHandler
-    return SequentialThreadingHandler
+    return _ThreadingHandler
+
+
+class _ThreadingHandler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has no types
+    def select(self, rlist: Sequence[Any], wlist: Sequence[Any], xlist: Any, timeout: float | None = None) -> Any:
+        # Kazoo makes an epoll instance each time, which costs more than everything else that is done for a request.
+        poll, of_fd = select.poll(), {}
+        for one in (*rlist, *wlist):
+            of_fd[one.fileno()] = one
+            poll.register(one, (select.POLLIN if one in rlist else 0) | (select.POLLOUT if one in wlist else 0))
+        ready = [(of_fd[fd], event) for fd, event in poll.poll(None if timeout is None else math.ceil(timeout * 1000))]
+        return (
+            [one for one, event in ready if one in rlist and event & ~select.POLLOUT],
+            [one for one, event in ready if one in wlist and event & ~select.POLLIN],
+            [],
+        )

@@ -41,6 +41,9 @@ __all__ = ["Contender", "Layout", "Line", "until_of"]
 
 #: What may stand in a node's name as it is; "/" and "%" may not.
 _PLAIN = " !\"#$&'()*+,:;<=>?@[\\]^`{|}~"
+#: What most keys, and all owners of ours, are made of.
+_AS_IT_IS = re.compile(rf"^[A-Za-z0-9_.~{re.escape(_PLAIN)}-]*\Z")
+_OWNER = re.compile(r"^[A-Za-z0-9_.~]*\Z")
 #: As kazoo's locks recognise each other, and its read locks, too.
 _CONTENDER = re.compile(r"^(?P<who>.*)__r?lock__(?P<sequence>-?\d{10})$", re.DOTALL)
 
@@ -177,7 +180,7 @@ class Layout:
     def lock(self, key: str) -> str:
         """Return the path of a key's node."""
         if self.shares(key):
-            return f"{self.locks}/{'/'.join(map(_segment, key.strip('/').split('/')))}"
+            return f"{self.locks}/{'/'.join(map(_segment, filter(None, key.split('/'))))}"
         return f"{self._own}/{_segment(key)}"
 
     def key_of(self, name: str) -> str:
@@ -227,11 +230,16 @@ def _digest(text: str) -> str:
 
 def _name(claim: Claim | Lease, until: float = 0.0) -> str:
     end = f"-{math.ceil(until * 1000):013d}" if until else ""
-    return f"{quote(claim.owner, safe='').replace('-', '%2D')}-{claim.limit}-{os.urandom(4).hex()}{end}__lock__"
+    owner = claim.owner
+    if not _OWNER.match(owner):
+        owner = quote(owner, safe="").replace("-", "%2D")
+    return f"{owner}-{claim.limit}-{os.urandom(4).hex()}{end}__lock__"
 
 
 def _segment(text: str) -> str:
     """Return a name for a node; ``.`` and ``..`` cannot be one."""
     if text in (".", ".."):
         return text.replace(".", "%2E")
+    if _AS_IT_IS.match(text):
+        return text
     return quote(text, safe=_PLAIN, errors="surrogatepass")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kazoo.protocol.serialization import CheckVersion, Delete, SetData
+
 from celery_distlock.stores.zookeeper.client import Client
 from celery_distlock.stores.zookeeper.session import Request
 
@@ -30,8 +32,8 @@ __all__ = [
     "written",
 ]
 
-#: Adds what is to be done to a transaction.
-Operation = Callable[[Client, Any], None]
+#: Returns what is to be done in a transaction, as kazoo writes it. Our paths need none of its care: they are complete.
+Operation = Callable[[Client], Any]
 
 
 def sync(path: str) -> Request:
@@ -79,14 +81,7 @@ def delete(path: str, version: int = -1) -> Request:
 
 def together(*operations: Operation) -> Request:
     """Do all of this in one step, or nothing of it; the answer has the step's number."""
-
-    def send(client: Client) -> Any:
-        transaction = client.transaction()
-        for operation in operations:
-            operation(client, transaction)
-        return client.commit(transaction)
-
-    return send
+    return lambda client: client.commit([operation(client) for operation in operations])
 
 
 def made(path: str, data: bytes = b"", *, ephemeral: bool = False, container: bool = False) -> Operation:
@@ -98,38 +93,27 @@ def made(path: str, data: bytes = b"", *, ephemeral: bool = False, container: bo
         ephemeral: it ends with our session.
         container: it is removed by the servers some time after its last child has gone.
     """
-
-    def add(client: Client, transaction: Any) -> None:
-        transaction.create(path, data, ephemeral=ephemeral)
-        if container:
-            client.as_container(transaction)
-
-    return add
+    return lambda client: client.creation(path, data, ephemeral=ephemeral, container=container)
 
 
 def written(path: str, data: bytes, version: int) -> Operation:
     """Write a node."""
-    return lambda client, transaction: transaction.set_data(path, data, version)
+    return lambda client: SetData(path, data, version)
 
 
 def deleted(path: str, version: int = -1) -> Operation:
     """Delete a node that has no children."""
-    return lambda client, transaction: transaction.delete(path, version)
+    return lambda client: Delete(path, version)
 
 
 def there(path: str, version: int = -1) -> Operation:
     """See that a node is there."""
-    return lambda client, transaction: transaction.check(path, version)
+    return lambda client: CheckVersion(path, version)
 
 
-def absent(path: str) -> Operation:
+def absent(path: str) -> tuple[Operation, ...]:
     """See that a node is not there; the one above it must be."""
-
-    def add(client: Client, transaction: Any) -> None:
-        transaction.create(path)
-        transaction.delete(path)
-
-    return add
+    return made(path), deleted(path)
 
 
 # A version number begins anew when a node is deleted and made again. Where that must be told apart, a node has a seal:

@@ -156,9 +156,9 @@ class ZooKeeperUniqueness(Uniqueness):
         """Return what enters a token if nothing is known of its key, nor of itself, and nobody runs."""
         known = _Known(token.key, self._layout.token(token.key), Tokens(), None, 0, {}, None)
         known.tokens.reserve(token, None, self._ours.clock.now(end))
-        guards = [requests.absent(self._layout.message(token.key, token.id))]
+        guards = [*requests.absent(self._layout.message(token.key, token.id))]
         if token.running:
-            guards.append(requests.absent(self._layout.lock(running_key(token.key))))
+            guards += requests.absent(self._layout.lock(running_key(token.key)))
         return [*guards, *known.changes()]
 
     def _runner(self, token: Token, known: _Known, end: float) -> tuple[str | None, list[Operation]]:
@@ -167,7 +167,7 @@ class ZooKeeperUniqueness(Uniqueness):
         if not known.names:
             path = self._layout.lock(running)
             # Without contenders a container is there that the servers have not removed yet.
-            return None, [requests.absent(path) if known.names is None else requests.deleted(path)]
+            return None, [*requests.absent(path)] if known.names is None else [requests.deleted(path)]
         wanted = [(one, ours.path_of(running, one)) for one in Line(known.names).contenders]
         nodes, _ = ours.read(wanted, end)
         ids = [node.told["id"] for node in nodes if node is not None and isinstance(node.told.get("id"), str)]

@@ -11,8 +11,8 @@ from celery_distlock import LockedTask
 from tests.support.apps import make_app
 from tests.support.journal import record
 
-# Celery counts a plain interval from the last run, which is a little late each time: on a busy machine it loses a run in
-# some minutes by that.
+# Celery counts a plain interval from the last run, which is a little late each time: by that it loses a run in some
+# minutes, on a busy machine.
 EVERY_SECOND = schedule(1.0, relative=True)
 
 app = make_app(
