@@ -17,7 +17,8 @@ Authority
     to somebody else; a message that was on its way to the broker just then is of a tick that is entered already.
 
 What each failure does
-    * The leader dies: another leads as soon as the store lets it, and publishes what the dead one owed.
+    * The leader dies: another leads as soon as the store lets it, and publishes what the dead one owed. If that is one
+      that was started too late to know, those who stand by do so.
     * The store is silent: nobody leads, until it answers; then each entry that is due is published once.
     * The broker is down: the tick is given back, Celery logs it.
 
@@ -46,7 +47,7 @@ from celery.signals import beat_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_distlock.errors import LockConfigError, LockLost, StoreUnavailable
-from celery_distlock.lease import new_owner
+from celery_distlock.lease import Holder, new_owner
 from celery_distlock.lock import Lock
 from celery_distlock.options import store_settings
 from celery_distlock.stores.base import Uniqueness
@@ -117,8 +118,16 @@ class Ticks:
         tick = Tick.of(self._app, entry)
         return self.once(tick, entry, producer=producer, advance=advance, **kwargs)
 
-    def once(self, tick: Tick, entry: Any, *, advance: bool, **kwargs: Any) -> Any:
-        """Publish an entry, unless its tick has been published; return the result, or None."""
+    def once(self, tick: Tick, entry: Any, *, advance: bool, blindly: bool = True, **kwargs: Any) -> Any:
+        """Publish an entry, unless its tick has been published; return the result, or None.
+
+        Arguments:
+            tick: the entry's.
+            entry: what is due.
+            advance: whether the scheduler is to note that it was published.
+            blindly: whether it is published if the store gives no answer.
+            kwargs: for the scheduler's own method.
+        """
         store = store_of(self._app)
         if not isinstance(store, Uniqueness):
             raise LockConfigError(f"beat_unique_tick needs a store that keeps tokens, which {store.name} does not")
@@ -126,6 +135,8 @@ class Ticks:
         try:
             answer = store.reserve(token)
         except StoreUnavailable as error:
+            if not blindly:
+                return None
             log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
         else:
             if isinstance(answer, Duplicate):
@@ -177,6 +188,8 @@ class LeaderScheduler:
         self._owed: dict[str, list[_Owed]] = {}
         self._was_leading = False
         self._stands_by = False
+        #: The fence of who leads, as far as is known.
+        self._leader = 0
         store = self._store = store_of(app)
         self._enters_ticks = isinstance(store, Uniqueness)
         self._lock = Lock(
@@ -231,10 +244,12 @@ class LeaderScheduler:
             log.warning("beat: leads no longer: %s", self._lock)
         self._stand_down()
         try:
-            if not self._lock.acquire(blocking=False):
-                return False
+            refused = self._lock._acquire(0.0)
         except StoreUnavailable as error:
             log.warning("beat: nobody can lead: %s", error)
+            return False
+        if refused is not None:
+            self._led_by(refused[1])
             return False
         log.info("beat: leads from now on")
         self._was_leading, self._stands_by = True, False
@@ -243,8 +258,16 @@ class LeaderScheduler:
             self._inner.close()
             self._take(self._make())
         for owed in self._owed_now():
-            self._pay(owed)
+            self._pay(owed, blindly=True)
         return True
+
+    def _led_by(self, leader: Holder | None) -> None:
+        """Notice who leads; if it is another one than before, it may not know what the last one owed."""
+        fence = leader.get("fence", 0) if leader is not None else 0
+        before, self._leader = self._leader, fence or self._leader
+        if before and before != self._leader:
+            for owed in self._owed_now():
+                self._pay(owed, blindly=False)
 
     def _stand_down(self) -> None:
         if self._lock.owner is None:
@@ -269,10 +292,11 @@ class LeaderScheduler:
             log.info("beat: stands by, and remembers what becomes due")
         self._owed[entry.name] = [*recent, _Owed(Tick.of(self._app, entry), entry, now)]
 
-    def _pay(self, owed: _Owed) -> None:
+    def _pay(self, owed: _Owed, *, blindly: bool) -> None:
         assert self._ticks is not None
         try:
-            self._ticks.once(owed.tick, owed.entry, advance=False, producer=self._inner.producer)
+            producer = self._inner.producer
+            self._ticks.once(owed.tick, owed.entry, advance=False, blindly=blindly, producer=producer)
         except Exception:
             log.exception("beat: entry %s could not be published", owed.entry.name)
 

@@ -230,7 +230,7 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def locks_elsewhere(request: pytest.FixtureRequest) -> Iterator[None]:
+def locks_elsewhere(request: pytest.FixtureRequest, no_process_left_behind: None) -> Iterator[None]:
     """With ``--locks zookeeper``, have the locks of all workers live there."""
     if request.config.getoption("--locks") == "redis":
         yield
