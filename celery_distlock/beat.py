@@ -17,7 +17,8 @@ Authority
     to somebody else; a message that was on its way to the broker just then is of a tick that is entered already.
 
 What each failure does
-    * The leader dies: another leads within the ttl and a second, and publishes what the dead one owed.
+    * The leader dies: another leads as soon as the store lets it, and publishes what the dead one owed. If that is one
+      that was started too late to know, those who stand by do so.
     * The store is silent: nobody leads, until it answers; then each entry that is due is published once.
     * The broker is down: the tick is given back, Celery logs it.
 
@@ -46,7 +47,7 @@ from celery.signals import beat_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_distlock.errors import LockConfigError, LockLost, StoreUnavailable
-from celery_distlock.lease import new_owner
+from celery_distlock.lease import Holder, new_owner
 from celery_distlock.lock import Lock
 from celery_distlock.options import store_settings
 from celery_distlock.stores.base import Uniqueness
@@ -65,8 +66,6 @@ skipped: Counter[str] = Counter()
 _MEMORY = 60.0
 #: Seconds between two tries of those who stand by, at most.
 _PAUSE = 0.5
-#: Seconds after the end of a leader's lease by which another one leads.
-_NOTICED = 1.0
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,16 @@ class Ticks:
         tick = Tick.of(self._app, entry)
         return self.once(tick, entry, producer=producer, advance=advance, **kwargs)
 
-    def once(self, tick: Tick, entry: Any, *, advance: bool, **kwargs: Any) -> Any:
-        """Publish an entry, unless its tick has been published; return the result, or None."""
+    def once(self, tick: Tick, entry: Any, *, advance: bool, blindly: bool = True, **kwargs: Any) -> Any:
+        """Publish an entry, unless its tick has been published; return the result, or None.
+
+        Arguments:
+            tick: the entry's.
+            entry: what is due.
+            advance: whether the scheduler is to note that it was published.
+            blindly: whether it is published if the store gives no answer.
+            kwargs: for the scheduler's own method.
+        """
         store = store_of(self._app)
         if not isinstance(store, Uniqueness):
             raise LockConfigError(f"beat_unique_tick needs a store that keeps tokens, which {store.name} does not")
@@ -128,6 +135,8 @@ class Ticks:
         try:
             answer = store.reserve(token)
         except StoreUnavailable as error:
+            if not blindly:
+                return None
             log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
         else:
             if isinstance(answer, Duplicate):
@@ -178,7 +187,10 @@ class LeaderScheduler:
         self._pause = min(_PAUSE, self._ttl / 3)
         self._owed: dict[str, list[_Owed]] = {}
         self._was_leading = False
-        store = store_of(app)
+        self._stands_by = False
+        #: The fence of who leads, as far as is known.
+        self._leader = 0
+        store = self._store = store_of(app)
         self._enters_ticks = isinstance(store, Uniqueness)
         self._lock = Lock(
             f"beat:{app.main}",
@@ -236,20 +248,30 @@ class LeaderScheduler:
             log.warning("beat: leads no longer: %s", self._lock)
         self._stand_down()
         try:
-            if not self._lock.acquire(blocking=False):
-                return False
+            refused = self._lock._acquire(0.0)
         except StoreUnavailable as error:
             log.warning("beat: nobody can lead: %s", error)
             return False
+        if refused is not None:
+            self._led_by(refused[1])
+            return False
         log.info("beat: leads from now on")
-        self._was_leading = True
+        self._was_leading, self._stands_by = True, False
         if self._shared:
             # What the last leader has noted is in its database.
             self._inner.close()
             self._take(self._make())
         for owed in self._owed_now():
-            self._pay(owed)
+            self._pay(owed, blindly=True)
         return True
+
+    def _led_by(self, leader: Holder | None) -> None:
+        """Notice who leads; if it is another one than before, it may not know what the last one owed."""
+        fence = leader.get("fence", 0) if leader is not None else 0
+        before, self._leader = self._leader, fence or self._leader
+        if before and before != self._leader:
+            for owed in self._owed_now():
+                self._pay(owed, blindly=False)
 
     def _stand_down(self) -> None:
         if self._lock.owner is None:
@@ -266,14 +288,19 @@ class LeaderScheduler:
     def _owe(self, entry: Any) -> None:
         now = time.monotonic()
         before = self._owed.get(entry.name, ())
-        # A leader that has died owes what became due until somebody noticed; after a longer silence once is enough.
-        recent = [one for one in before if one.since > now - self._ttl - _NOTICED]
+        # A leader that has died owes what became due until another one leads; after a longer silence once is enough.
+        noticed = self._store.freed_after(self._ttl) + self._pause
+        recent = [one for one in before if one.since > now - noticed]
+        if not self._stands_by:
+            self._stands_by = True
+            log.info("beat: stands by, and remembers what becomes due")
         self._owed[entry.name] = [*recent, _Owed(Tick.of(self._app, entry), entry, now)]
 
-    def _pay(self, owed: _Owed) -> None:
+    def _pay(self, owed: _Owed, *, blindly: bool) -> None:
         assert self._ticks is not None
         try:
-            self._ticks.once(owed.tick, owed.entry, advance=False, producer=self._inner.producer)
+            producer = self._inner.producer
+            self._ticks.once(owed.tick, owed.entry, advance=False, blindly=blindly, producer=producer)
         except Exception:
             log.exception("beat: entry %s could not be published", owed.entry.name)
 

@@ -108,8 +108,9 @@ class SelfKept(Kept):
             give_back(self.store, lease)
             return None
         if lease is not None and time.monotonic() >= self._ends:
-            # Not given back: its holder may not have noticed yet.
+            # Not given back at once: its holder may not have noticed yet.
             self.end()
+            keeper().let_run_out(self.store, replace(lease, deadline=self.deadline))
             if self._on_trouble is not None:
                 self._on_trouble(TOO_LONG)
             return None

@@ -174,6 +174,13 @@ class Keeper:
         debt = _Debt(store, lease, completion, done, now, max(lease.deadline, now + lease.ttl))
         self.call(lambda: self._debts.append(debt))
 
+    def let_run_out(self, store: LockStore, lease: Lease) -> None:
+        """See that a lease ends at its deadline that is not renewed any more.
+
+        Stores end it themselves, but for those in which it lives as long as this process's session.
+        """
+        self.call_after(max(0.0, lease.remaining), lambda: self.give_back(store, lease))
+
     def forget(self, store: LockStore, completion: Completion, still: Callable[[], bool]) -> None:
         """Erase a completion record soon, together with others, if ``still()`` is true by then."""
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Begun", "Duplicate", "Reserved", "Superseded", "Token", "running_key"]
+__all__ = ["Begun", "Duplicate", "Reserved", "Superseded", "Token", "is_running_key", "running_key"]
 
 _RUNNING = "unique:"
 
@@ -27,6 +27,11 @@ _RUNNING = "unique:"
 def running_key(key: str) -> str:
     """Return the lock's key that a running task holds, as its executor's owner, while it is unique."""
     return _RUNNING + key
+
+
+def is_running_key(key: str) -> bool:
+    """Tell whether a lock's key is that of a running unique task."""
+    return key.startswith(_RUNNING)
 
 
 @dataclass(slots=True, unsafe_hash=True)

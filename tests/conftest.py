@@ -20,7 +20,7 @@ from tests.support.journal import Journal
 from tests.support.proxy import Proxy, Target
 from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.redis_server import RedisServer
-from tests.support.servers import Databases, fresh_databases, missing
+from tests.support.servers import Databases, fresh_databases, missing, place_locks
 from tests.support.workers import LoadApp, Settings, StartWorker, Worker
 from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
 from tests.support.zookeeper_server import ZooKeeperServer
@@ -229,13 +229,22 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal.jsonl")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def locks_elsewhere(request: pytest.FixtureRequest, no_process_left_behind: None) -> Iterator[None]:
+    """With ``--locks zookeeper``, have the locks of all workers live there."""
+    if request.config.getoption("--locks") == "redis":
+        yield
+        return
+    server: ZooKeeperServer = request.getfixturevalue("zookeeper_server")
+    place_locks(lambda: f"{server.fresh_chroot()}?session_timeout={_SESSION_TIMEOUT}")
+    yield
+    place_locks(None)
+
+
 @pytest.fixture
-def settings(databases: Databases, journal: Journal, request: pytest.FixtureRequest) -> Settings:
+def settings(databases: Databases, journal: Journal) -> Settings:
     """What the test's applications are told: Redis for everything, and the journal; with ``--locks``, another store."""
-    locks = databases.locks
-    if request.config.getoption("--locks") == "zookeeper":
-        locks = f"{request.getfixturevalue('zookeeper_url')}?session_timeout={_SESSION_TIMEOUT}"
-    return Settings(databases.broker, databases.results, locks, journal.path)
+    return Settings(databases.broker, databases.results, databases.locks, journal.path)
 
 
 @pytest.fixture

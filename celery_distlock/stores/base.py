@@ -45,6 +45,14 @@ class LockStore(ABC):
         """
         return asked
 
+    def freed_after(self, asked: float) -> float:
+        """Return how many seconds after its last sign of life a silent holder's key is free at the latest.
+
+        Arguments:
+            asked: the ttl of its claim.
+        """
+        return asked + 1.0
+
     def when_in_doubt(self, callback: Callable[[], None]) -> None:  # noqa: B027  # most stores have nothing to tell
         """Have ``callback`` called whenever leases that this process renews may just have been lost.
 
@@ -308,7 +316,9 @@ class PassingOn(ABC):
     """A store's power to pass a lease from one owner to another, so that nobody else comes in between."""
 
     @abstractmethod
-    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+    def pass_on(
+        self, lease: Lease, claim: Claim, completion: Completion | None = None, *, unattended: bool = False
+    ) -> Lease | None:
         """Turn a lease into one of the claim's owner, with the claim's ttl, limit and record, in one step.
 
         Asking again with the same claim returns the same lease, its time started anew.
@@ -317,6 +327,8 @@ class PassingOn(ABC):
             lease: what is passed on; with fence 0, whatever lease its owner has.
             claim: on the same key.
             completion: a record to leave, whether or not the lease was still there.
+            unattended: nobody will renew it: it lasts for the claim's ttl also in a store whose leases live as long as
+                their client's session.
 
         Returns:
             the new lease, whose fence is greater; None if there was nothing to pass on.

@@ -53,7 +53,7 @@ from celery_distlock.lease import (
 )
 from celery_distlock.stores.base import Listener, LockStore, PassingOn, Queueing, Uniqueness
 from celery_distlock.stores.expiring import Expiring
-from celery_distlock.stores.memory_tokens import Tokens
+from celery_distlock.stores.token_rules import Tokens
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token, running_key
 
 __all__ = ["MemoryStore"]
@@ -429,7 +429,9 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
                 table.settle(lease.key, now)
             return released
 
-    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+    def pass_on(
+        self, lease: Lease, claim: Claim, completion: Completion | None = None, *, unattended: bool = False
+    ) -> Lease | None:
         """Turn a lease into one of another owner; see :meth:`PassingOn.pass_on`."""
         sent = time.monotonic()
         now, table = self._clock(), self._table

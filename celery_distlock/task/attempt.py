@@ -83,7 +83,8 @@ class _Grant:
     kept: SelfKept | None
     run: Run
     min_hold: float
-    hold_on_retry: bool
+    #: Seconds beyond the delay of a retry for which the lock is kept for it; None: it is released.
+    hold_on_retry: float | None
 
 
 @dataclass
@@ -271,7 +272,7 @@ def _granted(
         kept,
         run,
         options.min_hold,
-        options.hold_on_retry and not request.is_eager,
+        options.ttl if options.hold_on_retry and not request.is_eager else None,
     )
 
 
@@ -327,10 +328,10 @@ def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, 
     message: UniqueMessage | None = getattr(request, "distlock_unique", None)
     running = [] if message is None else message.ends(state)
     complete = grant is not None and leaves_record(task, request, state, retval)
-    if grant is not None and grant.hold_on_retry and state == states.RETRY:
+    if grant is not None and grant.hold_on_retry is not None and state == states.RETRY:
         if message is not None:
             message.release(running)
-        _pass_on(task, request, grant, retval, complete)
+        _pass_on(task, request, grant, grant.hold_on_retry, retval, complete)
     elif grant is not None:
         _release(task, request, grant, state, complete, message, running)
     elif message is not None:
@@ -380,7 +381,7 @@ def _release(
         lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
 
 
-def _pass_on(task: Any, request: Any, grant: _Grant, error: Any, complete: bool) -> None:
+def _pass_on(task: Any, request: Any, grant: _Grant, ttl: float, error: Any, complete: bool) -> None:
     """Leave the lock to the task's next attempt; if that cannot be, release it."""
     key = grant.lease.key
     completion = completion_of(task, key, grant.run.label) if complete else None
@@ -390,7 +391,7 @@ def _pass_on(task: Any, request: Any, grant: _Grant, error: Any, complete: bool)
     if grant.cell is not None:
         grant.cell.releasing(complete)
     try:
-        passed = bequeath(task, grant.store, grant.lease, grant.run, error, completion)
+        passed = bequeath(task, grant.store, grant.lease, ttl, grant.run, error, completion)
     except StoreUnavailable as silence:
         log.warning("Task %s[%s]: lock %r cannot be kept for the retry: %s", task.name, request.id, key, silence)
         _release_later(grant, completion, None)

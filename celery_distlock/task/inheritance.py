@@ -50,18 +50,20 @@ def inheriting(task: Any, run: Run) -> Callable[[LockStore, Claim], Lease | Cont
     return inherit
 
 
-def bequeath(task: Any, store: LockStore, lease: Lease, run: Run, error: Any, completion: Completion | None) -> bool:
+def bequeath(
+    task: Any, store: LockStore, lease: Lease, ttl: float, run: Run, error: Any, completion: Completion | None
+) -> bool:
     """Leave a lease to the next attempt; False if it is not there any more.
 
     Arguments:
+        ttl: seconds beyond the delay of the retry for which it is kept.
         error: the ``Retry`` in which the attempt ended.
 
     Raises:
         StoreUnavailable: there was no answer.
     """
-    ttl = _delay_of(error) + lease.ttl
-    heir = Claim(lease.key, _heir_of(run), ttl, lease.limit, record_of(task, run))
-    return _passing(task, store).pass_on(lease, heir, completion) is not None
+    heir = Claim(lease.key, _heir_of(run), _delay_of(error) + ttl, lease.limit, record_of(task, run))
+    return _passing(task, store).pass_on(lease, heir, completion, unattended=True) is not None
 
 
 def _passing(task: Any, store: LockStore) -> PassingOn:

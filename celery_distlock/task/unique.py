@@ -100,7 +100,8 @@ class UniqueMessage:
         if claim is None or not answer.fence:
             self._refused()
             return
-        lease = Lease(claim.key, claim.owner, answer.fence, claim.ttl, deadline_of(sent, claim.ttl))
+        ttl = self._task._lock_store.lease_ttl(claim.ttl)
+        lease = Lease(claim.key, claim.owner, answer.fence, ttl, deadline_of(sent, ttl))
         if self._cell is not None:
             self._cell.granted(lease)
         else:

@@ -384,6 +384,17 @@ class StoreContract:
         assert store.release([lease]) == [False]
         contended(store.acquire(claim("k", owner=lease.owner)))
 
+    def test_a_place_rests_on_although_its_client_has_gone(
+        self, resting_store: LockStore, mortal_store: LockStore
+    ) -> None:
+        store = resting_store
+        lease = granted(mortal_store.acquire(claim("k")))
+        mortal_store.release([replace(lease, rest=4 * self.ttl)])
+        mortal_store.close()
+        contended(store.acquire(claim("k")))
+        self.wait(4 * self.ttl + 0.02)
+        granted(store.acquire(claim("k")))
+
     def test_places_that_rest_count_as_any(self, resting_store: LockStore) -> None:
         store = resting_store
         first, second = (granted(store.acquire(claim("k", limit=2))) for _ in range(2))
@@ -393,12 +404,12 @@ class StoreContract:
         granted(store.acquire(claim("k", limit=2)))
         assert store.renew([second]) == [Renewal.HELD]
 
-    def test_a_lease_that_was_lost_does_not_rest(self, resting_store: LockStore) -> None:
+    def test_a_lease_that_was_lost_does_not_rest(self, resting_store: LockStore, mortal_store: LockStore) -> None:
         store = resting_store
-        old = granted(store.acquire(claim("k", ttl=self.ttl)))
+        old = granted(mortal_store.acquire(claim("k", ttl=self.ttl)))
         self.expire(old)
         new = self.take(store, claim("k"))
-        assert store.release([replace(old, rest=30.0)]) == [False]
+        assert mortal_store.release([replace(old, rest=30.0)]) == [False]
         assert self.owners(store, "k") == [new.owner]
 
     # --- renewal --------------------------------------------------------------------------------------------------

@@ -42,9 +42,9 @@ class PassingOnContract(StoreContract):
         heir = claim(record={"id": "heir"})
         passed = store.pass_on(lease, heir)
         assert passed is not None
-        assert (passed.key, passed.owner, passed.ttl) == ("k", heir.owner, heir.ttl)
+        assert (passed.key, passed.owner, passed.ttl) == ("k", heir.owner, store.lease_ttl(heir.ttl))
         assert passed.fence > lease.fence
-        assert passed.remaining > 25.0
+        assert passed.remaining > passed.ttl * 0.8
         [holder] = store.holders("k")
         assert (holder["owner"], holder["id"]) == (heir.owner, "heir")
         assert store.renew([lease, passed]) == [Renewal.GONE, Renewal.HELD]
@@ -86,3 +86,49 @@ class PassingOnContract(StoreContract):
         done = Completion("k", "run", 60.0)
         store.pass_on(granted(store, claim()), claim(), done)
         assert store.acquire(claim(completion=done)) == Completed("k", "run")
+
+    # --- to nobody who would keep it alive --------------------------------------------------------------------------
+
+    def test_a_lease_left_to_nobody_lasts_for_its_own_ttl_although_its_client_has_gone(
+        self, store: _Store, mortal_store: _Store
+    ) -> None:
+        heir = claim(ttl=4 * self.ttl, record={"id": "heir"})
+        passed = mortal_store.pass_on(granted(mortal_store, claim()), heir, unattended=True)
+        assert passed is not None
+        assert passed.ttl == heir.ttl
+        mortal_store.close()
+        [holder] = store.holders("k")
+        assert (holder["owner"], holder["id"]) == (heir.owner, "heir")
+        assert 0 < holder["remaining"] <= heir.ttl
+        assert isinstance(store.acquire(claim()), Contended)
+        self.wait(heir.ttl + 0.02)
+        self.take(store, claim())
+
+    def test_whoever_comes_for_it_has_it(self, store: _Store, other_store: _Store) -> None:
+        lease, heir = granted(store, claim()), claim()
+        left = store.pass_on(lease, heir, unattended=True)
+        assert left is not None
+        passed = other_store.pass_on(Lease.unknown("k", heir.owner, 30.0), claim())
+        assert passed is not None
+        assert passed.fence > left.fence > lease.fence
+        assert passed.ttl == store.lease_ttl(30.0)
+        assert other_store.renew([passed]) == [Renewal.HELD]
+        assert other_store.release([passed]) == [True]
+        assert store.holders() == []
+
+    def test_leaving_it_again_starts_its_time_anew(self, store: _Store) -> None:
+        lease, heir = granted(store, claim()), claim(ttl=2 * self.ttl)
+        first = store.pass_on(lease, heir, unattended=True)
+        self.wait(1.5 * self.ttl)
+        again = store.pass_on(lease, heir, unattended=True)
+        assert first is not None
+        assert again is not None
+        assert first.fence == again.fence
+        self.wait(self.ttl)
+        assert isinstance(store.acquire(claim()), Contended)
+
+    def test_what_was_left_can_be_released(self, store: _Store, other_store: _Store) -> None:
+        heir = claim()
+        store.pass_on(granted(store, claim()), heir, unattended=True)
+        assert other_store.release([Lease.unknown("k", heir.owner, 30.0)]) == [True]
+        assert store.holders() == []

@@ -140,6 +140,7 @@ class Supervised(Kept):
         self._tell(lock_lost, lease, TOO_LONG)
         self.abort(lease, TOO_LONG)
         self._overdue = True
+        self.warden.keeper.let_run_out(self.store, lease)
 
     def on_look(self) -> None:
         """See to a request of which the pool will never say that it has ended: a reconnect makes it forget."""

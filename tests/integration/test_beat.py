@@ -271,6 +271,41 @@ class TestLeader:
         self.tick(beats[1])
         assert len(shop.published) == 2
 
+    def test_what_a_dead_leader_owed_is_published_though_the_next_one_has_just_been_started(
+        self, shop: Shop, beats: list[LeaderScheduler]
+    ) -> None:
+        self.tick(beats[0])
+        for witness in beats[1:]:
+            due(witness._inner, "job", "other")
+            self.tick(witness)
+        beats[0]._stand_down()
+        newcomer = LeaderScheduler(app=shop.app)
+        self.tick(newcomer)
+        assert newcomer.leads
+        assert shop.published == []
+        for witness in beats[1:]:
+            self.tick(witness)
+        assert not any(one.leads for one in beats)
+        assert len(shop.published) == 2
+        newcomer.close()
+
+    def test_what_may_have_been_published_is_not_by_those_who_do_not_lead(
+        self, shop: Shop, beats: list[LeaderScheduler], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.tick(beats[0])
+        due(beats[1]._inner)
+        self.tick(beats[1])
+        beats[0]._stand_down()
+        self.tick(beats[2])
+        assert beats[2].leads
+
+        def silent(token: Any) -> None:
+            raise StoreUnavailable("memory://", "silent")
+
+        monkeypatch.setattr(shop.store, "reserve", silent)
+        self.tick(beats[1])
+        assert shop.published == []
+
     def test_a_leader_that_is_not_certain_publishes_nothing(self, shop: Shop, beats: list[LeaderScheduler]) -> None:
         leader = beats[0]
         self.tick(leader)

@@ -15,8 +15,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
-from tests.worker.faults import PATIENCE, RedisBroker, received, records_in
-from tests.worker.watching import assert_nothing_left
+from tests.worker.behind import assert_nothing_left, records_in
+from tests.worker.faults import PATIENCE, RedisBroker, received
 
 APP = "tests.worker.apps.faults_redelivery"
 
@@ -41,7 +41,7 @@ def test_complaint_2_one_id_delivered_four_times_runs_four_times_at_once(
     broker.wait_until_idle()
     assert len(journal.entries("start", key="a")) == starts
     assert bool(journal.overlaps("a")) is (starts > 1)
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 @pytest.mark.parametrize(("name", "starts"), [pytest.param("hold_bare", 2, marks=pytest.mark.slow), ("hold", 1)])
@@ -94,4 +94,4 @@ def test_accident_a_release_whose_reply_is_lost_keeps_the_key_until_the_ttl(
     node.stop_warm()
     assert [holder["fence"] for holder in lock.holders()] == [fence]
     lock.release()
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)

@@ -45,7 +45,7 @@ class TestRedisStore(QueueingContract, UniquenessContract, PassingOnContract):
             yield store
 
 
-class InZooKeeper(QueueingContract):
+class InZooKeeper(QueueingContract, UniquenessContract, PassingOnContract):
     """What both kinds of servers have in common. The client whose leases expire talks through a proxy."""
 
     sessions = True

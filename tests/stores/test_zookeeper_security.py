@@ -88,11 +88,10 @@ class TestSasl:
         is_unavailable(store_of(url.replace("secret", "wrong-secret") + "?sasl=DIGEST-MD5"))
 
 
-# Kazoo leaves the sockets of failed attempts to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestTls:
     @pytest.fixture(autouse=True)
-    def collected(self) -> Iterator[None]:
+    def no_socket_left_open(self) -> Iterator[None]:
+        """Have the garbage collector complain of sockets that were not closed, and that fail the test."""
         yield
         gc.collect()
 

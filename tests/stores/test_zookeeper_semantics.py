@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
-from kazoo.exceptions import NoNodeError
 
 from celery_distlock.errors import StoreUnavailable
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Offer, Renewal, Ticket, new_owner
-from celery_distlock.stores.zookeeper import ZooKeeperStore, requests
+from celery_distlock.stores.zookeeper import ZooKeeperStore, requests, sweeping
 from celery_distlock.stores.zookeeper import queueing as zookeeper_queueing
 from celery_distlock.stores.zookeeper.completions import Completions
 from celery_distlock.testing.contract import at_once
-from tests.stores.zookeeper import client_of, expire_session
+from tests.stores.zookeeper import Behind, client_of, expire_session
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.zookeeper_server import ZooKeeperServer
 
 StartProxy = Callable[[ZooKeeperServer], Proxy]
 OpenStore = Callable[..., ZooKeeperStore]
-
-
-class Behind:
-    """The nodes of a chroot: what tests look at and tamper with."""
-
-    def __init__(self, client: Any) -> None:
-        self.client = client
-
-    def names(self, path: str) -> list[str]:
-        self.client.sync(path)
-        try:
-            return sorted(self.client.get_children(path))
-        except NoNodeError:
-            return []
-
-    def keys(self) -> list[str]:
-        return self.names("/distlock/locks")
-
-    def contenders(self, key: str = "k") -> list[str]:
-        """Return paths, in order."""
-        names = self.names(f"/distlock/locks/{key}")
-        return [f"/distlock/locks/{key}/{name}" for name in sorted(names, key=lambda name: name[-10:])]
-
-    def told(self, path: str) -> Mapping[str, Any]:
-        data: Mapping[str, Any] = json.loads(self.client.get(path)[0])
-        return data
-
-    def session_of(self, path: str) -> int:
-        return int(self.client.get(path)[1].ephemeralOwner)
 
 
 @pytest.fixture
@@ -581,13 +550,13 @@ def test_with_several_places_any_of_the_holders_may_make_room(store: ZooKeeperSt
 # Completion records.
 
 
-def test_overdue_completion_records_are_swept_and_others_kept(store: ZooKeeperStore, behind: Behind) -> None:
+def test_overdue_completion_records_are_swept_and_others_kept(
+    store: ZooKeeperStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeping, "EVERY", 0.2)
     kept, overdue = Completion("k", "kept", 30.0), Completion("k", "overdue", 0.001)
     for record in (kept, overdue):
         store.release([granted(store)], [record])
-    eventually(lambda: store._ours.completions.sweep_at > time.monotonic(), 5, "the first sweep")
-    store._ours.completions.sweep_at = 0.0
-    store._ours.sweep()
     eventually(lambda: len(behind.names("/distlock/done")) == 1, 5, "one record")
     assert store.acquire(claim(completion=kept)) == Completed("k", "kept")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.support.redis_server import DATABASES, RedisServer
 
-__all__ = ["Databases", "fresh_databases", "in_ci", "missing"]
+__all__ = ["Databases", "fresh_databases", "in_ci", "missing", "place_locks"]
 
 
 def in_ci() -> bool:
@@ -28,7 +29,7 @@ def missing(package: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Databases:
-    """URLs of three empty databases of one Redis server."""
+    """URLs of three empty databases of one Redis server; with ``--locks``, of another store for locks."""
 
     server: RedisServer
     broker: str
@@ -37,10 +38,17 @@ class Databases:
 
 
 _next = 1
+_locks: Callable[[], str] | None = None
+
+
+def place_locks(fresh: Callable[[], str] | None) -> None:
+    """Have the locks of all tests live elsewhere than in Redis from now on; ``fresh`` makes an empty store's URL."""
+    global _locks
+    _locks = fresh
 
 
 def fresh_databases(server: RedisServer) -> Databases:
-    """Return three empty databases; no two tests in a row get the same ones."""
+    """Return three empty databases; no two tests in a row get the same ones. Locks may live elsewhere."""
     global _next
     urls = []
     for _ in range(3):
@@ -48,4 +56,5 @@ def fresh_databases(server: RedisServer) -> Databases:
         with server.client(db) as client:
             client.flushdb()
         urls.append(server.url_of(db))
-    return Databases(server, *urls)
+    broker, results, locks = urls
+    return Databases(server, broker, results, locks if _locks is None else _locks())

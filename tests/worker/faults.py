@@ -24,7 +24,6 @@ __all__ = [
     "RedisBroker",
     "kill_child",
     "received",
-    "records_in",
     "wait_until_accepted",
 ]
 
@@ -114,12 +113,6 @@ def wait_until_accepted(app: Any, task_id: str) -> None:
         return any(task["id"] == task_id and task["time_start"] for tasks in nodes.values() for task in tasks)
 
     eventually(accepted, PATIENCE, f"the acceptance of {task_id}")
-
-
-def records_in(url: str) -> list[str]:
-    """Return the completion records in a lock store."""
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        return sorted(str(name) for name in client.scan_iter("*:c:*", count=1000))
 
 
 def kill_child(pid: int, journal: Journal) -> None:

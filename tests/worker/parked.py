@@ -12,10 +12,10 @@ from tests.support.journal import Journal
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import POOLS, Pool, Worker
+from tests.worker.behind import RECORDS, TOMBSTONES, assert_nothing_left, behind
 from tests.worker.faults import PATIENCE
-from tests.worker.watching import left_in
 
-__all__ = ["all_is_well", "consume_also", "in_line", "listeners", "places", "some"]
+__all__ = ["all_is_well", "consume_also", "in_line", "places", "some"]
 
 
 def some(*every_run: Pool) -> Any:
@@ -36,19 +36,8 @@ def in_line(journal: Journal, results: Sequence[Any], databases: Databases, key:
     """Wait until these tasks are parked, and stand in the store's line."""
     for result in results:
         journal.wait_for("parked", id=result.id)
-    with databases.server.client(int(databases.locks.rpartition("/")[2])) as client:
-
-        def waiting() -> bool:
-            return sum(int(client.zcard(name)) for name in client.scan_iter(f"*:w:{key}")) >= len(results)
-
-        eventually(waiting, PATIENCE, f"{len(results)} in line")
-
-
-def listeners(databases: Databases) -> list[dict[str, Any]]:
-    """Return the connections that listen for offers of places."""
-    with databases.server.client() as client:
-        database = databases.locks.rpartition("/")[2]
-        return [one for one in client.client_list(_type="pubsub") if one["db"] == database]
+    with behind(databases.locks) as store:
+        eventually(lambda: store.waiting(key) >= len(results), PATIENCE, f"{len(results)} in line")
 
 
 def consume_also(tasks: Any, worker: Worker, queue: str) -> None:
@@ -91,7 +80,4 @@ def all_is_well(
     idle = [{"cells": 0, "parked": 0, "handed": 0, "climbers": 0}] * len(workers)
     eventually(lambda: places(tasks, workers) == idle, PATIENCE, f"idle workers: {places(tasks, workers)}")
     # Tombstones and completion records stay for their time.
-    left = left_in(databases.server, databases.locks, but=["}:t:", "}:c:"])
-    eventually(
-        lambda: not left_in(databases.server, databases.locks, but=["}:t:", "}:c:"]), 4.0, f"an empty store: {left}"
-    )
+    assert_nothing_left(databases.locks, but=[TOMBSTONES, RECORDS], within=4.0)

@@ -58,33 +58,34 @@ def leader(settings: Settings, app: str = APP) -> int | None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "name"),
-    [("celery_distlock.beat:LeaderScheduler", "led"), ("celery.beat:Scheduler", "unique")],
+    ("scheduler", "name", "witness"),
+    [
+        ("celery_distlock.beat:LeaderScheduler", "led", r"beat: (stands by|leads)"),
+        ("celery.beat:Scheduler", "unique", r"Sending due task unique"),
+    ],
     ids=["leader", "unique tick"],
 )
 @pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_each_tick_is_published_once_though_beats_are_killed(
-    beat: StartBeat, journal: Journal, scheduler: str, name: str, seconds: int
+    beat: StartBeat, journal: Journal, scheduler: str, name: str, witness: str, seconds: int
 ) -> None:
     beats = [beat(scheduler) for _ in range(3)]
-    journal.wait_for("published", name=name)
+    for one in beats:
+        one.wait_for_log(witness, 30)
     dice = random.Random(seconds)
     began = time.monotonic()
     for index in dice.sample(range(3), 3):
-        _wait_until(time.monotonic() + dice.uniform(0.3, seconds / 3))
+        _wait_until(time.monotonic() + dice.uniform(0.3, seconds / 3 - 1))
         beats[index].kill()
         beats[index] = beat(scheduler)
+        # One that knows of nothing that was due cannot make up for another one that dies.
+        beats[index].wait_for_log(witness, 30)
     # The last one that was killed may have led.
     _wait_until(max(time.monotonic() + 4.5, began + seconds))
     ended = time.monotonic()
     published = [entry for entry in journal.entries("published", name=name) if began < entry["t"] <= ended]
     moments = [entry["wall"] for entry in published]
-    # There is one tick in each second since the epoch, and no more.
-    assert len(moments) <= int(moments[-1]) - int(moments[0]) + 2, moments
-    # Celery counts an interval from the last run, which on a busy machine is always a little late.
-    # In the short form all three begin anew within three seconds: what was due before has no witness then.
-    unseen = 4 if seconds == 6 else 2
-    assert len(moments) >= 0.97 * (ended - began) - unseen, moments
+    assert abs(len(moments) - (ended - began)) <= 1.5, (ended - began, moments)
 
 
 def _wait_until(moment: float) -> None:

@@ -16,7 +16,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
-from tests.worker.faults import KNOWS_WHO_IS_BUSY, PATIENCE, RedisBroker, received, records_in
+from tests.worker.behind import records_in
+from tests.worker.faults import KNOWS_WHO_IS_BUSY, PATIENCE, RedisBroker, received
 
 APP = "tests.worker.apps.faults_redelivery"
 

@@ -18,8 +18,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases, fresh_databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker, Worker
-from tests.worker.faults import PATIENCE, RedisBroker, received, records_in
-from tests.worker.watching import assert_nothing_left, left_in
+from tests.worker.behind import assert_nothing_left, behind, left_in, records_in
+from tests.worker.faults import PATIENCE, RedisBroker, received
 
 pytestmark = pytest.mark.xdist_group("completion")
 
@@ -88,8 +88,9 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServe
             journal.wait_for("end", key=name)
         eventually(lambda: len(records_in(databases.locks)) == len(COMPLETED), PATIENCE, "the completion records")
         # The release comes after the result, and after it everything is said.
-        eventually(lambda: _held(databases.locks) == ["hold_briefly"], PATIENCE, "the releases")
-        records = [_key_of(record) for record in records_in(databases.locks)]
+        with behind(databases.locks) as store:
+            eventually(lambda: store.held() == ["hold_briefly"], PATIENCE, "the releases")
+            records = store.records()
         stored = {name: tasks.app.backend.get_task_meta(result.id, cache=False) for name, result in results.items()}
         first.kill_all()
         journal.died(starts["hold_briefly"]["pid"])
@@ -109,16 +110,6 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServe
         for worker in filter(None, (first, survivor)):
             worker.end()
         close_app(tasks.app)
-
-
-def _key_of(record: str) -> str:
-    length, _, rest = record.partition(":c:")[2].partition(":")
-    return rest[: int(length)]
-
-
-def _held(url: str) -> list[str]:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        return [str(name).rpartition(":h:")[2] for name in client.scan_iter("*:h:*", count=1000)]
 
 
 @pytest.mark.parametrize("name", COMPLETED)
@@ -177,7 +168,7 @@ class TestARecord:
         eventually(lambda: records_in(databases.locks), PATIENCE, "a completion record")
         node.thaw()
         RedisBroker(tasks.app).wait_until_idle()
-        assert_nothing_left(databases.server, databases.locks)
+        assert_nothing_left(databases.locks)
 
     def test_is_erased_by_a_warm_shutdown(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
@@ -187,7 +178,7 @@ class TestARecord:
         journal.record("go", key="a")
         assert tasks.hold.delay("a").get(timeout=PATIENCE) == "a"
         node.stop_warm()
-        assert left_in(databases.server, databases.locks) == []
+        assert left_in(databases.locks) == []
 
     @pytest.mark.locks_in_redis
     def test_stays_while_copies_of_the_message_may_be_about(
@@ -213,10 +204,8 @@ class TestARecord:
         # Another task's record is erased, which is no earlier than this one's would have been.
         tasks.last.delay("b", 0.0).get(timeout=PATIENCE)
         broker.wait_until_idle()
-        (record,) = eventually(
-            lambda: left if len(left := records_in(databases.locks)) < 2 else [], PATIENCE, "an erasure of one record"
-        )
-        assert _key_of(record) == "a"
+        eventually(lambda: records_in(databases.locks) == ["a"], PATIENCE, "an erasure of one record")
         with redis.Redis.from_url(databases.locks) as client:
+            [record] = client.scan_iter("*:c:*", count=1000)
             # Longer than any redelivery takes, though the visibility timeout is two seconds.
             assert client.pttl(record) > 3_600_000

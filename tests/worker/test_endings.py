@@ -13,7 +13,8 @@ from kombu.exceptions import EncodeError
 from tests.support.journal import Journal
 from tests.support.servers import Databases
 from tests.support.workers import POOLS, LoadApp, Pool, StartWorker
-from tests.worker.watching import assert_free_at_once, assert_nothing_left
+from tests.worker.behind import assert_nothing_left
+from tests.worker.watching import assert_free_at_once
 
 ENDINGS = "tests.worker.apps.endings"
 
@@ -80,7 +81,7 @@ def test_every_ending_frees_the_key_at_once(
         node.wait_stopped()
     else:
         assert tasks.succeed.delay("exit").get(timeout=20) == "exit"
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 def test_a_soft_time_limit_frees_the_key_at_once(
@@ -92,7 +93,7 @@ def test_a_soft_time_limit_frees_the_key_at_once(
         tasks.exceed_soft_limit.delay("a").get(timeout=20)
     assert_free_at_once(tasks, "a")
     assert [run.error for run in journal.runs("a")] == ["SoftTimeLimitExceeded"]
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 @pytest.mark.parametrize("pool", ["gevent", pytest.param("eventlet", marks=pytest.mark.slow)])
@@ -108,7 +109,7 @@ def test_a_terminated_greenlet_frees_the_key_at_once(
     assert end["error"] == "GreenletExit"
     assert_free_at_once(tasks, "a")
     assert tasks.succeed.delay("a").get(timeout=20) == "a"
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 def test_a_time_limit_of_the_gevent_pool_frees_the_key_at_once(
@@ -120,4 +121,4 @@ def test_a_time_limit_of_the_gevent_pool_frees_the_key_at_once(
     journal.wait_for("end", key="a")
     assert_free_at_once(tasks, "a")
     assert tasks.succeed.delay("a").get(timeout=20) == "a"
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)

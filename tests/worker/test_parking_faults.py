@@ -21,8 +21,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, Settings, StartWorker, Worker
+from tests.worker.behind import behind
 from tests.worker.faults import PATIENCE, RedisBroker
-from tests.worker.parked import all_is_well, consume_also, in_line, listeners, some
+from tests.worker.parked import all_is_well, consume_also, in_line, some
 
 APP = "tests.worker.apps.parking_faults"
 TTL = 2.0
@@ -175,10 +176,8 @@ class TestAWorkerIsShutDown:
 
 def in_line_of_one(databases: Databases) -> None:
     """Wait until one task only stands in line."""
-    with databases.server.client(int(databases.locks.rpartition("/")[2])) as client:
-        eventually(
-            lambda: sum(int(client.zcard(name)) for name in client.scan_iter("*:w:a")) == 1, PATIENCE, "a line of one"
-        )
+    with behind(databases.locks) as store:
+        eventually(lambda: store.waiting("a") == 1, PATIENCE, "a line of one")
 
 
 class TestTheBrokerIsLost:
@@ -397,8 +396,9 @@ class TestAWorkerStops:
         jam = tasks.jam.apply_async(("jam",), queue="first")
         journal.wait_for("jammed", key="jam")
         journal.record("go", key="a")
-        # Nobody is in the store's line any more, and so nobody listens.
-        eventually(lambda: not listeners(databases), PATIENCE, "a closed line")
+        with behind(databases.locks) as store:
+            # Nobody is in the store's line any more, and so nobody listens.
+            eventually(lambda: not store.held() and not store.listening(), PATIENCE, "a closed line")
         journal.record("go", key="jam")
         assert jam.get(timeout=PATIENCE) == "jam"
         all_is_well(tasks, results, journal, databases, nodes)

@@ -15,7 +15,8 @@ from tests.support.journal import Journal
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, StartWorker
-from tests.worker.watching import Death, assert_free_at_once, assert_nothing_left, first_grant, lock_of, seen_held
+from tests.worker.behind import assert_nothing_left
+from tests.worker.watching import Death, assert_free_at_once, first_grant, lock_of, seen_held
 
 ENDINGS = "tests.worker.apps.endings"
 
@@ -98,7 +99,7 @@ def test_the_key_of_a_dead_child_can_be_had_at_once_but_not_before(
     worker(ENDINGS, concurrency=5, may_log=MAY_LOG)
     delays = _die_and_look(how, load(ENDINGS), journal, 5)
     assert statistics.median(delays) <= SOON, delays
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 @pytest.mark.slow
@@ -109,7 +110,7 @@ def test_the_keys_of_twenty_dead_children_can_be_had_at_once(
     worker(ENDINGS, concurrency=20, may_log=MAY_LOG)
     delays = _die_and_look(how, load(ENDINGS), journal, 20)
     assert statistics.median(delays) <= AT_ONCE, delays
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
     print(f"\n{how}: median {1000 * statistics.median(delays):.1f} ms, worst {1000 * max(delays):.1f} ms")
 
 
@@ -130,7 +131,7 @@ def test_a_body_that_ignores_sigterm_keeps_its_lock_until_it_is_dead(
     grant = first_grant(lock_of(tasks, "a"), death)
     assert grant.after
     assert grant.at - death.wait() <= SOON
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 def test_recycled_children_leave_no_lock(
@@ -143,7 +144,7 @@ def test_recycled_children_leave_no_lock(
         assert tasks.succeed.delay("a").get(timeout=20) == "a"
         assert_free_at_once(tasks, "a")
     assert len({run.pid for run in journal.runs("a")}) == 3
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 @pytest.mark.slow
@@ -177,7 +178,7 @@ def test_a_pool_that_grows_and_shrinks_supervises_its_new_children_and_leaves_no
     seen_held(lock_of(tasks, "second"), 2 * ttl)
     os.kill(_pid(journal, "second"), signal.SIGKILL)
     assert_free_at_once(tasks, "second", within=0.3)
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 def test_after_the_main_process_was_killed_the_next_holder_runs_within_the_ttl_and_a_second(

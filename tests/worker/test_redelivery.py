@@ -12,8 +12,8 @@ from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.workers import LoadApp, Pool, Settings, StartWorker
+from tests.worker.behind import assert_nothing_left
 from tests.worker.faults import PATIENCE, RedisBroker, kill_child, received
-from tests.worker.watching import assert_nothing_left
 
 APP = "tests.worker.apps.faults_redelivery"
 
@@ -83,7 +83,7 @@ class TestACopyInTheSameWorker:
         assert result.get(timeout=PATIENCE) == "a"
         broker.wait_until_idle()
         assert len(journal.entries("start", key="a")) == 1
-        assert_nothing_left(databases.server, databases.locks)
+        assert_nothing_left(databases.locks)
 
     def test_finds_the_work_done_when_it_had_to_wait_for_the_only_slot(
         self, worker: StartWorker, load: LoadApp, journal: Journal

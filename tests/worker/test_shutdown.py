@@ -13,7 +13,8 @@ from tests.support.journal import Journal
 from tests.support.process import Process
 from tests.support.servers import Databases
 from tests.support.workers import POOLS, LoadApp, Pool, Settings, StartWorker
-from tests.worker.watching import Death, assert_free_at_once, assert_nothing_left, first_grant, lock_of, seen_held
+from tests.worker.behind import assert_nothing_left
+from tests.worker.watching import Death, assert_free_at_once, first_grant, lock_of, seen_held
 
 ENDINGS = "tests.worker.apps.endings"
 MAY_LOG = ["Terminated", "SystemExit", "WorkerLostError"]
@@ -39,7 +40,7 @@ def test_a_warm_shutdown_lets_the_task_end_and_releases_its_lock(
     journal.record("go", key="a")
     node.wait_stopped()
     assert result.get(timeout=5) == "a"
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
     assert_free_at_once(tasks, "a", within=0.0)
 
 
@@ -57,7 +58,7 @@ def test_a_cold_shutdown_releases_the_lock_once_the_body_is_over(
     (run,) = journal.runs("a")
     assert grant.at >= run.end or grant.after
     assert grant.at - death.wait() <= 1.0  # the ttl is thirty seconds
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_a_soft_shutdown_keeps_the_lock_while_it_waits_and_releases_it_in_the_en
     (run,) = journal.runs("a")
     assert run.error == (None if in_time else "SystemExit")
     node.wait_stopped()
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 def test_a_child_that_dies_in_a_soft_shutdown_is_noticed_although_the_main_thread_sleeps(
@@ -116,7 +117,7 @@ def test_a_stopped_worker_leaves_no_thread_of_ours_in_its_process(
     assert script.wait(60) == 0, script.log
     assert all("distlock-warden" in entry["threads"] for entry in journal.wait_for("working", count=2))
     assert [entry["threads"] for entry in journal.entries("stopped")] == [[], []]
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 @pytest.mark.locks_in_redis

@@ -17,8 +17,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
+from tests.worker.behind import TOMBSTONES, assert_nothing_left
 from tests.worker.faults import PATIENCE
-from tests.worker.watching import Death, assert_nothing_left
+from tests.worker.watching import Death
 
 APP = "tests.worker.apps.faults_store"
 
@@ -165,7 +166,7 @@ class TestTheStoreIsAwayWhenTheTaskEnds:
         between.accept()
         assert lock.acquire(timeout=5)
         lock.release()
-        assert_nothing_left(store, store.url)
+        assert_nothing_left(store.url)
 
     def test_the_key_is_free_when_the_ttl_has_passed(
         self, worker: StartWorker, load: LoadApp, journal: Journal, store: RedisServer, settings: Settings,
@@ -205,7 +206,7 @@ def test_scripts_that_the_server_forgets_are_loaded_again(
     assert result.get(timeout=PATIENCE) == "a"
     assert not journal.entries("not held", key="a")
     assert tasks.brief.delay("a").get(timeout=PATIENCE) == "a"
-    assert_nothing_left(store, store.url)
+    assert_nothing_left(store.url)
 
 
 def test_connections_that_the_server_closes_are_made_anew(
@@ -226,7 +227,7 @@ def test_connections_that_the_server_closes_are_made_anew(
     assert not journal.entries("not held", key="a")
     assert "released later" not in node.log
     assert tasks.brief.delay("a").get(timeout=PATIENCE) == "a"
-    assert_nothing_left(store, store.url)
+    assert_nothing_left(store.url)
 
 
 class TestRepliesThatAreLost:
@@ -245,7 +246,7 @@ class TestRepliesThatAreLost:
         (run,) = journal.runs("a")
         # It was granted once: the last fence of its shard is this one's.
         assert run.fence in _last_fences(store)
-        assert_nothing_left(store, store.url)
+        assert_nothing_left(store.url)
 
     def test_an_acquire_that_is_never_answered_leaves_no_orphan(
         self, worker: StartWorker, load: LoadApp, journal: Journal, store: RedisServer, settings: Settings,
@@ -267,7 +268,7 @@ class TestRepliesThatAreLost:
         lock = Lock("a", url=store.url)
         eventually(lambda: not lock.holders(), PATIENCE, "a free key")
         # The owner that must not come back is remembered for a while.
-        assert_nothing_left(store, store.url, but=["}:t:"])
+        assert_nothing_left(store.url, but=[TOMBSTONES])
 
     def test_a_release_is_told_again(
         self, worker: StartWorker, load: LoadApp, journal: Journal, store: RedisServer, settings: Settings,
@@ -283,7 +284,7 @@ class TestRepliesThatAreLost:
         assert result.get(timeout=PATIENCE) == "a"
         fault.wait()
         journal.wait_for("released", key="a", id=result.id)
-        assert_nothing_left(store, store.url)
+        assert_nothing_left(store.url)
         assert "no longer ours" not in node.log
 
     def test_a_release_that_is_never_answered_is_made_up_for(
@@ -301,7 +302,7 @@ class TestRepliesThatAreLost:
         for fault in faults:
             fault.wait()
         node.wait_for_log(r"lock 'a' will be released later")
-        assert_nothing_left(store, store.url)
+        assert_nothing_left(store.url)
 
     def test_renewals_unheard_for_longer_than_the_ttl_make_the_lock_unsure_until_one_is_answered(
         self, worker: StartWorker, load: LoadApp, journal: Journal, store: RedisServer, settings: Settings,
@@ -322,7 +323,7 @@ class TestRepliesThatAreLost:
         assert result.get(timeout=PATIENCE) == "a"
         assert len(journal.entries("start", key="a")) == 1
         assert not journal.entries("lost")
-        assert_nothing_left(store, store.url)
+        assert_nothing_left(store.url)
 
 
 def _calls(server: RedisServer) -> int:

@@ -18,7 +18,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, Settings, StartWorker
-from tests.worker.watching import Death, assert_free_at_once, assert_nothing_left, first_grant, lock_of, seen_held
+from tests.worker.behind import TOMBSTONES, assert_nothing_left
+from tests.worker.watching import Death, assert_free_at_once, first_grant, lock_of, seen_held
 
 ENDINGS = "tests.worker.apps.endings"
 MAY_LOG = ["WorkerLostError", "Terminated", "SystemExit", "LockLost"]
@@ -82,7 +83,7 @@ def test_a_task_with_a_request_class_of_its_own_keeps_its_lease_alive_in_its_exe
     _excluded_until_its_end(tasks, journal, "a", but=1.5)
     assert result.get(timeout=5) == "OwnRequest"
     assert [entry["supervised"] for entry in journal.entries("own")] == [False]
-    assert_nothing_left(databases.server, databases.locks)
+    assert_nothing_left(databases.locks)
 
 
 def test_two_hundred_leases_are_renewed_in_one_batch_per_interval(
@@ -114,7 +115,7 @@ def test_two_hundred_leases_are_renewed_in_one_batch_per_interval(
         eventually(lambda: renewals() >= sum(batches), 20, "the renewal of each")
     tasks.let_go.delay()
     journal.wait_for("released", count=count)
-    assert_nothing_left(server, server.url)
+    assert_nothing_left(server.url)
 
 
 # A store that is silent.
@@ -141,7 +142,7 @@ def test_a_store_that_is_silent_for_three_ttls_kills_nothing_and_loses_nothing(
     assert_free_at_once(tasks, "a")
     assert journal.entries("lost") == []
     assert [run.error for run in journal.runs("a")][:1] == [None]
-    assert_nothing_left(server, server.url)
+    assert_nothing_left(server.url)
 
 
 def test_a_body_sees_that_its_lock_is_unsure_while_the_store_is_silent(
@@ -223,4 +224,4 @@ def test_a_grant_to_an_executor_that_was_ended_while_it_asked_is_given_back(
     assert grant.at - death.wait() <= 2.0
     assert journal.runs("a") == []
     # What was granted to nobody is void, also if it arrives late: its owner is barred for an hour.
-    assert_nothing_left(databases.server, databases.locks, but=("}:t:",))
+    assert_nothing_left(databases.locks, but=[TOMBSTONES])

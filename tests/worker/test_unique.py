@@ -25,6 +25,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, StartWorker
+from tests.worker.behind import behind
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = pytest.mark.xdist_group("unique")
@@ -211,8 +212,8 @@ class TestEndings:
         for task in (shared.tasks.queued, shared.tasks.running_too, shared.tasks.late, shared.tasks.unlocked):
             task.apply_async((key,), {"gate": False}).get(timeout=PATIENCE)
             eventually(lambda: not leases(shared, key), 5.0, "the end of the run")
-        with redis.Redis.from_url(shared.settings.locks, decode_responses=True) as client:
-            eventually(lambda: not list(client.scan_iter(f"*{key}*")), 5.0, "an empty store")
+        with behind(shared.settings.locks) as store:
+            eventually(lambda: not store.about(key), 5.0, "an empty store")
 
 
 def publishing(shared: Shared, code: str, *arguments: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""What the tests of endings look at: when a process died, when a key could be had, what is left in the store."""
+"""What the tests of endings look at: when a process died, and when a key could be had."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import os
 import select
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from celery_distlock import Lock
-from tests.support.redis_server import RedisServer
-from tests.support.waiting import eventually
 
 __all__ = [
     "Death",
     "Grant",
     "assert_free_at_once",
-    "assert_nothing_left",
     "first_grant",
-    "left_in",
     "lock_of",
     "seen_held",
 ]
@@ -109,24 +104,3 @@ def seen_held(lock: Lock, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert not lock.acquire(timeout=max(0.0, end - time.monotonic())), f"{lock!r} was granted"
-
-
-def left_in(server: RedisServer, url: str, *, but: Sequence[str] = ()) -> list[str]:
-    """Return the keys of a lock database that are no shard's meta hash.
-
-    Arguments:
-        server: where it is.
-        url: which database.
-        but: parts of the names of what may stay for its time: ``"}:t:"`` for tombstones, ``"}:c:"`` for completion
-            records.
-    """
-    with server.client(int(url.rpartition("/")[2])) as client:
-        names = [str(name) for name in client.scan_iter(count=1000)]
-        left = [name for name in names if not name.endswith("}:meta")]
-        assert all(client.ttl(name) != -1 for name in left), f"never expires: {left}"
-    return [name for name in left if not any(part in name for part in but)]
-
-
-def assert_nothing_left(server: RedisServer, url: str, *, but: Sequence[str] = ()) -> None:
-    """Fail unless the lock database holds nothing but the shards' meta hashes, now or in a moment."""
-    eventually(lambda: not left_in(server, url, but=but), 3, f"an empty lock store: {left_in(server, url)}")

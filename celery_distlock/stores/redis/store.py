@@ -194,7 +194,9 @@ class RedisStore(RedisQueueing, RedisUniqueness, PassingOn, LockStore):
             for lease, reply in zip(leases, answer.replies, strict=True)
         ]
 
-    def pass_on(self, lease: Lease, claim: Claim, completion: Completion | None = None) -> Lease | None:
+    def pass_on(
+        self, lease: Lease, claim: Claim, completion: Completion | None = None, *, unattended: bool = False
+    ) -> Lease | None:
         """Turn a lease into one of another owner; see :meth:`PassingOn.pass_on`.
 
         Raises:

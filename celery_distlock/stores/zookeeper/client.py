@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import select
+import ssl
 import sys
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from kazoo.client import KazooClient
+from kazoo.exceptions import EXCEPTIONS
 from kazoo.handlers.threading import SequentialThreadingHandler
 from kazoo.protocol.serialization import (
+    CheckVersion,
     CloseInstance,
     Create,
     Create2,
+    Delete,
     MultiHeader,
+    SetData,
     Transaction,
+    ZnodeStat,
+    int_struct,
     read_string,
     stat_struct,
 )
 from kazoo.retry import KazooRetry
+from kazoo.security import OPEN_ACL_UNSAFE
 
 from celery_distlock.stores.zookeeper.address import Address
 from celery_distlock.stores.zookeeper.connection import Connection
@@ -25,6 +37,9 @@ __all__ = ["Client", "Results", "retry_of"]
 
 #: The pauses between two tries to connect double from the first to the last; in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.01, 0.5
+_EPHEMERAL = 1
+#: In the place of an operation's type: an error code follows.
+_FAILED = -1
 
 
 class Results(list[Any]):
@@ -35,6 +50,17 @@ class Results(list[Any]):
     """
 
     number = 0
+
+    @property
+    def moment(self) -> int:
+        """When it was executed, in milliseconds since the epoch by the leader's clock, if that is told; else 0."""
+        return next((one.moment for one in self if isinstance(one, _Made)), 0)
+
+
+class _Made(str):
+    """The path of a node that was made, and when."""
+
+    moment = 0
 
 
 class _Committed:
@@ -64,12 +90,29 @@ class _Transaction(Transaction):  # type: ignore[misc]  # kazoo has no types
 
     @classmethod
     def deserialize(cls, data: bytes, offset: int) -> list[Any]:
-        header, after = MultiHeader.deserialize(data, offset)
-        if header.type != Create2.type:
-            return list(super().deserialize(data, offset))
-        # A container, the first one; of its path and stat kazoo would make nothing.
-        path, after = read_string(data, after)
-        return [path, *super().deserialize(data, after + stat_struct.size)]
+        """Read what became of it, also of containers, of which kazoo makes nothing."""
+        results: list[Any] = []
+        header, offset = MultiHeader.deserialize(data, offset)
+        while not header.done:
+            result: Any = True
+            if header.type in (Create.type, Create2.type):
+                path, offset = read_string(data, offset)
+                result = _Made(path)
+            if header.type in (SetData.type, Create2.type):
+                stat = ZnodeStat._make(stat_struct.unpack_from(data, offset))
+                offset += stat_struct.size
+                if header.type == SetData.type:
+                    result = stat
+                else:
+                    result.moment = stat.ctime
+            elif header.type == _FAILED:
+                result = EXCEPTIONS[int_struct.unpack_from(data, offset)[0]]()
+                offset += int_struct.size
+            else:
+                assert header.type in (Create.type, Delete.type, CheckVersion.type)
+            results.append(result)
+            header, offset = MultiHeader.deserialize(data, offset)
+        return results
 
 
 class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
@@ -95,14 +138,14 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
         """Seconds of silence after which the server ends the present session; 0.0 before there was one."""
         return float(self._connection.negotiated)
 
-    def first_container(self, transaction: Any) -> None:
-        """Make the first node that a transaction creates a container: see :class:`_Container`."""
-        first = transaction.operations[0]
-        transaction.operations[0] = _Container(first.path, first.data, first.acl, _Container.FLAGS)
+    def creation(self, path: str, data: bytes, *, ephemeral: bool, container: bool) -> Any:
+        """Return what creates a node in a transaction; see :class:`_Container`."""
+        flags = _Container.FLAGS if container else _EPHEMERAL if ephemeral else 0
+        return (_Container if container else Create)(path, data, self.default_acl or OPEN_ACL_UNSAFE, flags)
 
-    def commit(self, transaction: Any) -> _Committed:
+    def commit(self, operations: Sequence[Any]) -> _Committed:
         """Commit a transaction, and learn its number, too, which kazoo keeps to itself."""
-        request, result = _Transaction(transaction.operations), self.handler.async_result()
+        request, result = _Transaction(operations), self.handler.async_result()
         self._call(request, result)
         return _Committed(result, request)
 
@@ -148,11 +191,47 @@ def _handler(patience: float) -> Any:
     kind = _kind()
 
     class Handler(kind):  # type: ignore[misc, valid-type]  # kazoo has no types
-        def create_connection(self, *args: Any, timeout: float = patience, **options: Any) -> Any:
+        def create_connection(
+            self, address: Any, hostname: str, timeout: float = patience, use_ssl: bool = False, **options: Any
+        ) -> Any:
             # Kazoo would wait for the whole session time-out before it tries the next server.
-            return super().create_connection(*args, timeout=min(timeout, patience), **options)
+            timeout = min(timeout, patience)
+            end = time.monotonic() + timeout
+            connection = super().create_connection(address, hostname, timeout=timeout)
+            if not use_ssl:
+                return connection
+            # Kazoo would leave the socket to the garbage collector if either side refuses the other one.
+            try:
+                connection.settimeout(max(0.001, end - time.monotonic()))
+                return _context(**options).wrap_socket(connection, server_hostname=hostname)
+            except BaseException:
+                connection.close()
+                raise
 
     return Handler()
+
+
+def _context(
+    *,
+    ca: Any = None,
+    certfile: Any = None,
+    keyfile: Any = None,
+    keyfile_password: Any = None,
+    verify_certs: bool = True,
+    check_hostname: bool = False,
+) -> ssl.SSLContext:
+    """Return what kazoo makes of these arguments."""
+    if check_hostname and not verify_certs:
+        raise ValueError("verify_certs must be True when check_hostname is True")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    if ca:
+        context.load_verify_locations(ca)
+    context.check_hostname = check_hostname
+    context.verify_mode = ssl.CERT_REQUIRED if verify_certs else ssl.CERT_NONE
+    if certfile and keyfile:
+        context.load_cert_chain(certfile, keyfile, keyfile_password)
+    return context
 
 
 def _kind() -> Any:
@@ -166,4 +245,19 @@ def _kind() -> Any:
         from kazoo.handlers.eventlet import SequentialEventletHandler
 
         return SequentialEventletHandler
-    return SequentialThreadingHandler
+    return _ThreadingHandler
+
+
+class _ThreadingHandler(SequentialThreadingHandler):  # type: ignore[misc]  # kazoo has no types
+    def select(self, rlist: Sequence[Any], wlist: Sequence[Any], xlist: Any, timeout: float | None = None) -> Any:
+        # Kazoo makes an epoll instance each time, which costs more than everything else that is done for a request.
+        poll, of_fd = select.poll(), {}
+        for one in (*rlist, *wlist):
+            of_fd[one.fileno()] = one
+            poll.register(one, (select.POLLIN if one in rlist else 0) | (select.POLLOUT if one in wlist else 0))
+        ready = [(of_fd[fd], event) for fd, event in poll.poll(None if timeout is None else math.ceil(timeout * 1000))]
+        return (
+            [one for one, event in ready if one in rlist and event & ~select.POLLOUT],
+            [one for one, event in ready if one in wlist and event & ~select.POLLIN],
+            [],
+        )

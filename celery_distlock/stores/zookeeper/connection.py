@@ -17,6 +17,7 @@ The rule
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections import deque
 from typing import Any
@@ -31,6 +32,8 @@ RELIED_UPON = 0.5
 _REPORTED = 0.25
 #: Signs of life are remembered at intervals of this part of the time-out.
 _GRAIN = 0.02
+#: The socket is not ready.
+_NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: Kazoo pings every half of its read time-out; with this part of it, more often than every quarter of the time-out.
 _READ_TIMEOUT = 0.7
 
@@ -79,6 +82,27 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
 
     def _invoke(self, timeout: float, *args: Any, **options: Any) -> Any:
         return super()._invoke(min(timeout, self._patience), *args, **options)
+
+    # Kazoo makes a selector before it reads, and before it writes, though as a rule it could do so at once.
+
+    def _read(self, length: int, timeout: Any) -> bytes:
+        with self._socket_error_handling():
+            try:
+                read: bytes = self._socket.recv(length)
+            except _NOT_YET:
+                return bytes(super()._read(length, timeout))
+            if not read:
+                raise ConnectionDropped("socket connection broken")
+        return read if len(read) == length else read + super()._read(length - len(read), timeout)
+
+    def _write(self, msg: bytes, timeout: Any) -> None:
+        with self._socket_error_handling():
+            try:
+                sent = self._socket.send(msg)
+            except _NOT_YET:
+                sent = 0
+        if sent < len(msg):
+            super()._write(msg[sent:], timeout)
 
     def _submit(self, request: Any, timeout: Any, xid: int | None = None) -> None:
         if xid is not None and xid > 0 and not self._connecting:

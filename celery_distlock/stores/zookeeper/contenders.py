@@ -15,10 +15,11 @@ What is owed
 from __future__ import annotations
 
 import contextlib
+import heapq
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -30,18 +31,22 @@ from celery_distlock.lease import Claim, Lease, deadline_of
 from celery_distlock.stores.zookeeper import requests
 from celery_distlock.stores.zookeeper.address import Address
 from celery_distlock.stores.zookeeper.caretaker import Caretaker
+from celery_distlock.stores.zookeeper.clock import Clock
 from celery_distlock.stores.zookeeper.completions import Completions
 from celery_distlock.stores.zookeeper.layout import Contender, Layout, Line
 from celery_distlock.stores.zookeeper.places import Place, Places
-from celery_distlock.stores.zookeeper.record import Node, packed
+from celery_distlock.stores.zookeeper.record import Node, packed, packed_of
 from celery_distlock.stores.zookeeper.session import Answer, Session
+from celery_distlock.stores.zookeeper.sweeping import Sweeper
 
-__all__ = ["Contenders", "Entered", "Known"]
+__all__ = ["Contenders", "Entered", "Known", "Unattended"]
 
 #: How many leases, and how many barred owners, are remembered.
 _MANY = 10_000
 #: Seconds until the next try to settle what is owed.
 _PAUSE = 1.0
+#: Seconds between two looks at what is due any moment.
+_SOON = 0.01
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -75,6 +80,15 @@ class Entered:
         return self.line.contenders.index(self.node.contender)
 
 
+@dataclass(frozen=True, slots=True)
+class Unattended:
+    """A contender that nobody will keep alive, and what makes its node; see :meth:`Contenders.unattended`."""
+
+    key: str
+    node: Node
+    operations: tuple[requests.Operation, requests.Operation]
+
+
 class _Bounded(dict[K, T]):
     """Forgets the oldest entry when there are too many."""
 
@@ -100,7 +114,9 @@ class Contenders:
         self.session = Session(address, self._on_connected, self._on_ended, self._on_lost)
         #: Called in kazoo's thread when the server has ended a session; must not block.
         self.doubters: list[Callable[[], None]] = []
-        self.completions = Completions(self.session, layout)
+        self.clock = Clock(self.session, layout.clock)
+        self.completions = Completions(self.session, layout, self.clock)
+        self.sweeper = Sweeper(self.session, layout, self.clock, self._remove_kept)
         #: Leases that this process has seen. No more than a memory: the server is asked about each.
         self.known: _Bounded[tuple[str, str], Known] = _Bounded()
         #: Owners that gave back a lease of which they did not know whether they had it.
@@ -112,6 +128,8 @@ class Contenders:
         self._announce = on_connected
         self._sync = requests.sync(layout.locks or "/")
         self._debts: set[tuple[str, str]] = set()
+        #: Contenders made here that nobody keeps alive: until when they count, their paths and keys.
+        self._kept: list[tuple[float, str, str]] = []
         self._mutex = threading.Lock()
 
     def run(self, work: Callable[[float], T], claims: Iterable[Claim | Lease] = (), *, owing: bool = False) -> T:
@@ -136,13 +154,22 @@ class Contenders:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def lines(self, keys: Iterable[str], end: float) -> dict[str, Line]:
-        """Look at the lines of these keys, as they are for their leader."""
+        """Look at the lines of these keys, as they are for their leader; whose time is over is removed."""
+        found: dict[str, Line] = {}
         wanted = list(dict.fromkeys(keys))
-        asked = [self._sync, *(requests.children(self.layout.lock(key)) for key in wanted)]
-        _, *replies = self.session.exchange(asked, end).replies
-        return {
-            k: Line(() if isinstance(names, NoNodeError) else names) for k, names in zip(wanted, replies, strict=True)
-        }
+        while wanted:
+            asked = [self._sync, *(requests.children(self.layout.lock(key)) for key in wanted)]
+            _, *replies = self.session.exchange(asked, end).replies
+            for key, names in zip(wanted, replies, strict=True):
+                found[key] = Line(() if isinstance(names, NoNodeError) else names)
+            overdue = [(key, path) for key in wanted for path in self.overdue(key, found[key], end)]
+            self.leave(overdue, end)
+            wanted = list(dict.fromkeys(key for key, _ in overdue))
+        return found
+
+    def overdue(self, key: str, line: Line, end: float) -> list[str]:
+        """Return the paths of those in a line that nobody keeps alive, and whose time is over."""
+        return [self.path_of(key, one) for one in line.timed if self.clock.is_past(one.until, end)]
 
     def read(self, wanted: Sequence[tuple[Contender, str]], end: float) -> tuple[list[Node | None], Answer]:
         """Read nodes, given their paths; None for one that is gone. The leader has been asked before."""
@@ -186,30 +213,39 @@ class Contenders:
 
     # -- entering and leaving -----------------------------------------------------------------------------------------
 
-    def found(self, claim: Claim, end: float, *, waiting: float = 0.0) -> Entered | None:
+    def found(
+        self, claim: Claim, end: float, *, waiting: float = 0.0, before: Sequence[requests.Operation] = ()
+    ) -> Entered | None:
         """Make a key's own node and that of its first contender, in one step and one round trip.
 
         Arguments:
             claim: the first contender's.
             end: monotonic time.
             waiting: if it is to wait for a word of its own, the seconds for which the offer is kept for it.
+            before: what else is to be done in that step.
 
         Returns:
-            None if the key's node exists: somebody has the key, or waits for it; or such nodes are kept here.
+            None if the key's node exists: somebody has the key, or waits for it; or such nodes are kept here; or if
+            something else could not be done.
         """
-        if self.layout.shared:
+        if self.layout.shares(claim.key):
             return None
         path, first = self.layout.lock(claim.key), self.layout.first_contender(claim)
         data = packed(claim, self.session.ttl, waiting=waiting)
+        # The servers remove the key's node if nobody does so after its last child has gone: that one's session may end.
+        asked = requests.together(
+            *before, requests.made(path, container=True), requests.made(first, data, ephemeral=True)
+        )
         while True:
-            answer = self.session.exchange([requests.found(path, first, data)], end)
+            answer = self.session.exchange([asked], end)
             [made] = answer.replies
-            if not isinstance(made[0], NoNodeError):
+            if not isinstance(made[-2], NoNodeError):
                 break
             # The very first lock of all.
-            self.session.exchange([requests.ensure(self.layout.locks)], end)
+            self.session.exchange([requests.ensure(self.layout.above(claim.key))], end)
         if any(isinstance(reply, Exception) for reply in made):
             return None
+        self.clock.note(answer.sent, made.moment)
         line = Line([first.rpartition("/")[2]])
         told = {"waiting": waiting} if waiting else {}
         return Entered(Node(line.contenders[0], first, told, made.number, answer.session, 0), line, answer)
@@ -230,12 +266,13 @@ class Contenders:
         answer = self.session.exchange(wanted, end)
         made, names = answer.replies
         if isinstance(made, NoNodeError):
-            if self.layout.shared:
+            if self.layout.shares(claim.key):
                 self.session.exchange([requests.ensure(path)], end)
             return None
         if isinstance(names, KazooException):
             raise ForceRetryError("the session ended in between")
         where, stat = made
+        self.clock.note(answer.sent, stat.ctime)
         line, name = Line(names), where.rpartition("/")[2]
         first = line.index_of(claim.owner)
         if first is None or line.contenders[first].name != name:
@@ -255,13 +292,20 @@ class Contenders:
         replies = self.session.exchange([requests.delete(path) for _, path in wanted], end, self.clean(wanted)).replies
         return [not isinstance(reply, KazooException) for reply in replies]
 
-    def clean(self, pairs: Iterable[tuple[str, str]]) -> Callable[[], None]:
-        """Return what removes keys' nodes where nobody is left, and waits for no answer."""
-        keys = [] if self.layout.shared else list(dict.fromkeys(key for key, _ in pairs))
+    def clean(self, wanted: Iterable[tuple[str, str]]) -> Callable[[], None]:
+        """Return what removes what belongs to removed nodes, given their keys and paths, and waits for no answer.
+
+        Their keys' nodes, where nobody is left; and of those that nobody keeps alive what tells who sweeps of them.
+        """
+        pairs = list(wanted)
+        keys = dict.fromkeys(key for key, _ in pairs if not self.layout.shares(key))
+        kept = [at for _, path in pairs if (at := self.layout.kept_at(path)) is not None]
 
         def send() -> None:
             for key in keys:
                 self.session.send(requests.delete(self.layout.lock(key)), self._removed(key, ""))
+            for path in kept:
+                self.session.send(requests.delete(path))
 
         return send
 
@@ -295,10 +339,14 @@ class Contenders:
         told = {**node.told, "fence": node.fence}
         new = self.layout.anew(claim, node.contender)
         data = replace(node, told=told).data(self.session.ttl)
-        answer = self.session.exchange([requests.replace(node.path, node.version, new, data)], end)
+        asked = requests.together(requests.deleted(node.path, node.version), requests.made(new, data, ephemeral=True))
+        answer = self.session.exchange([asked], end)
         if any(isinstance(reply, Exception) for reply in answer.replies[0]):
             return None, answer
         contender = Line([new.rpartition("/")[2]]).contenders[0]
+        kept = self.layout.kept_at(node.path)
+        if kept is not None:
+            self.session.send(requests.delete(kept))
         return Node(contender, new, told, node.fence, answer.session, 0), answer
 
     def granted(self, claim: Claim, node: Node, answer: Answer, *, alone: bool = False) -> Lease:
@@ -320,6 +368,32 @@ class Contenders:
         """Remember where the node of a lease of this session is."""
         self.known.put((lease.key, lease.owner), Known(node.contender, node.path, node.fence, answer.session))
 
+    # -- without a session --------------------------------------------------------------------------------------------
+
+    def unattended(self, claim: Claim | Lease, old: Node, told: Mapping[str, Any], until: float) -> Unattended:
+        """Return how a node takes the place of another one that nobody will keep alive.
+
+        Arguments:
+            claim: of its owner.
+            old: the other one.
+            told: what the node is to tell.
+            until: until when it counts, in seconds since the epoch.
+        """
+        path = self.layout.anew(claim, old.contender, until=until)
+        contender = Line([path.rpartition("/")[2]]).contenders[0]
+        node = Node(contender, path, told, 0, 0, 0)
+        kept = self.layout.kept_at(path)
+        assert kept is not None
+        return Unattended(claim.key, node, (requests.made(path, packed_of(told)), requests.made(kept, path.encode())))
+
+    def keep(self, made: Unattended) -> None:
+        """Remove a contender that nobody keeps alive when its time is over, if this process still lives by then."""
+        with self._mutex:
+            heapq.heappush(self._kept, (made.node.contender.until, made.node.path, made.key))
+            first = self._kept[0][1] == made.node.path
+        if first:
+            self.caretaker.wake()
+
     # -- what is due --------------------------------------------------------------------------------------------------
 
     def give_up_overdue(self) -> None:
@@ -337,9 +411,31 @@ class Contenders:
             self.caretaker.wake()
 
     def sweep(self) -> None:
-        """Have overdue completion records removed, if it is time for that."""
-        if self.completions.sweep_at <= time.monotonic():
+        """Have what counts no more removed, if it is time for that."""
+        if self.sweeper.due_at <= time.monotonic():
             self.caretaker.wake()
+
+    def care_no_more(self) -> None:
+        """Leave what counts no more to other processes, since this one has no session."""
+        if self.sweeper.more or self._kept:
+            with self._mutex:
+                self.sweeper.more = False
+                self.sweeper.due_at = 0.0
+                self._kept.clear()
+            self.caretaker.wake()
+
+    def _remove_kept(self, paths: Sequence[str], end: float) -> None:
+        """Remove contenders that nobody keeps alive, for who sweeps."""
+        self.session.exchange([*map(requests.delete, paths)], end)
+        for above in dict.fromkeys(path.rpartition("/")[0] for path in paths):
+            if self.layout.is_ours(above):
+                self.session.send(requests.delete(above))
+
+    def _remove_overdue(self, end: float) -> None:
+        while self._kept and self.clock.is_past(self._kept[0][0], end):
+            with self._mutex:
+                _, path, key = heapq.heappop(self._kept)
+            self.leave([(key, path)], end)
 
     def _removed(self, key: str, owner: str) -> Callable[[Any], None]:
         """Return what looks at the answer to a removal; without one, it is owed."""
@@ -354,11 +450,18 @@ class Contenders:
         now = time.monotonic()
         self.give_up_overdue()
         with contextlib.suppress(StoreUnavailable):
-            if self.completions.sweep_at <= now:
-                self.session.run_if_open(self.completions.sweep)
             if self._debts:
                 self._settle_debts()
+            if self._kept and self.clock.local(self._kept[0][0]) <= now:
+                self.session.run_if_open(self._remove_overdue)
+            if self.sweeper.due_at <= now and self.session.connected:
+                self.sweeper.sweep()
         due = self.places.next_due()
+        soon = now + (_SOON if self.session.connected else _PAUSE)
+        if self._kept:
+            due = min(due, max(self.clock.local(self._kept[0][0]), soon))
+        if self.sweeper.more:
+            due = min(due, max(self.sweeper.due_at, soon))
         if self._debts:
             due = min(due, now + _PAUSE)
         return due if due < float("inf") or len(self.places) else None
@@ -383,6 +486,7 @@ class Contenders:
         self.session.run_if_open(settle)
 
     def _on_connected(self) -> None:
+        self.clock.forget()
         if self._debts or len(self.places):
             self.caretaker.wake()
         self._announce()

@@ -20,6 +20,7 @@ What each failure does
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,7 +33,6 @@ from kazoo.retry import ForceRetryError
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, deadline_of
 from celery_distlock.stores.base import Listener, Queueing
 from celery_distlock.stores.zookeeper import requests
-from celery_distlock.stores.zookeeper.completions import counts
 from celery_distlock.stores.zookeeper.contenders import Contenders, Entered
 from celery_distlock.stores.zookeeper.layout import Contender, Layout, Line
 from celery_distlock.stores.zookeeper.listener import ZooKeeperListener, listener_named, listeners_of
@@ -86,7 +86,7 @@ class ZooKeeperQueueing(Queueing):
         if entered is not None:
             return ours.granted(claim, entered.node, entered.answer, alone=True)
         entered = ours.enter(claim, end, waiting=self.claim_ttl)
-        if entered is None:
+        if entered is None or self._ours.overdue(claim.key, entered.line, end):
             return None
         if entered.index < entered.line.placed:
             return ours.take(claim, entered.node, entered.answer, end)
@@ -106,7 +106,7 @@ class ZooKeeperQueueing(Queueing):
                 if index < line.placed:
                     return self._take_again(claim, line.contenders[index], end)
                 return self._ticket(self._kept(claim, line.contenders[index], listener, end), line, index)
-            if missing and not self._layout.shared:
+            if missing and not self._layout.shares(claim.key):
                 continue
             entered = ours.enter(claim, end, waiting=0.0 if line.admits(claim.limit) else self.claim_ttl)
             if entered is None:
@@ -118,7 +118,9 @@ class ZooKeeperQueueing(Queueing):
 
     def _ticket(self, place: Place, line: Line, index: int) -> Ticket:
         self._watch(place, line, index)
-        return Ticket(place.claim, place.number, index - line.placed)
+        # Who nobody keeps alive goes when somebody looks.
+        look_at = min((self._ours.clock.local(one.until) for one in line.timed), default=math.inf)
+        return Ticket(place.claim, place.number, index - line.placed, look_at)
 
     def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
         """Keep places in the line; see :meth:`Queueing.poll`. One that was gone is entered again at the end.
@@ -161,8 +163,7 @@ class ZooKeeperQueueing(Queueing):
             else:
                 if kept.offered is not None:
                     kept.no_offer()
-                self._watch(kept, line, index)
-                found.append(Ticket(claim, number, index - line.placed))
+                found.append(self._ticket(kept, line, index))
         return found
 
     def confirm(self, claims: Sequence[Claim]) -> list[Lease | Completed | None]:
@@ -246,7 +247,7 @@ class ZooKeeperQueueing(Queueing):
             records = [requests.get(self._layout.completion(done)) for _, done in asked]
             replies = self._ours.session.exchange(records, end).replies
             for (index, done), reply in zip(asked, replies, strict=True):
-                if counts(reply):
+                if self._ours.completions.counts(reply, end):
                     found[index] = Completed(claims[index].key, done.run)
         return found
 

@@ -5,23 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kazoo.protocol.serialization import CheckVersion, Delete, SetData
+
+from celery_distlock.stores.zookeeper.client import Client
 from celery_distlock.stores.zookeeper.session import Request
 
 __all__ = [
+    "Operation",
     "Request",
+    "absent",
     "children",
     "create",
     "delete",
+    "deleted",
     "ensure",
     "enter",
-    "found",
     "get",
+    "made",
     "put",
-    "replace",
+    "rewritten",
+    "sealed",
     "sync",
-    "vanish",
-    "with_record",
+    "there",
+    "together",
+    "unsealed",
+    "written",
 ]
+
+#: Returns what is to be done in a transaction, as kazoo writes it. Our paths need none of its care: they are complete.
+Operation = Callable[[Client], Any]
 
 
 def sync(path: str) -> Request:
@@ -44,34 +56,6 @@ def enter(path: str, data: bytes) -> Request:
     return lambda client: client.create_async(path, data, ephemeral=True, sequence=True, include_data=True)
 
 
-def found(path: str, first: str, data: bytes) -> Request:
-    """Create a node and its first child, ephemeral, in one step; the answer has the step's number.
-
-    The former is removed by the servers if nobody does so after its last child has gone: that one's session may end.
-    """
-
-    def send(client: Any) -> Any:
-        transaction = client.transaction()
-        transaction.create(path)
-        client.first_container(transaction)
-        transaction.create(first, data, ephemeral=True)
-        return client.commit(transaction)
-
-    return send
-
-
-def vanish(path: str, last: str) -> Request:
-    """Delete a node and its last child, in one step; nothing is deleted if there are others."""
-
-    def send(client: Any) -> Any:
-        transaction = client.transaction()
-        transaction.delete(last)
-        transaction.delete(path)
-        return transaction.commit_async()
-
-    return send
-
-
 def create(path: str, data: bytes = b"") -> Request:
     """Create a node that stays."""
     return lambda client: client.create_async(path, data)
@@ -87,30 +71,65 @@ def put(path: str, data: bytes, version: int = -1) -> Request:
     return lambda client: client.set_async(path, data, version=version)
 
 
-def delete(path: str) -> Request:
+def delete(path: str, version: int = -1) -> Request:
     """Delete a node that has no children."""
-    return lambda client: client.delete_async(path)
+    return lambda client: client.delete_async(path, version=version)
 
 
-def replace(old: str, version: int, new: str, data: bytes) -> Request:
-    """Put one ephemeral node, of this session, in the place of another one, in one step."""
-
-    def send(client: Any) -> Any:
-        transaction = client.transaction()
-        transaction.delete(old, version)
-        transaction.create(new, data, ephemeral=True)
-        return transaction.commit_async()
-
-    return send
+# -- several in one step ----------------------------------------------------------------------------------------------
 
 
-def with_record(path: str, record: str, data: bytes) -> Request:
-    """Delete a node and create another one that stays, in one step."""
+def together(*operations: Operation) -> Request:
+    """Do all of this in one step, or nothing of it; the answer has the step's number."""
+    return lambda client: client.commit([operation(client) for operation in operations])
 
-    def send(client: Any) -> Any:
-        transaction = client.transaction()
-        transaction.delete(path)
-        transaction.create(record, data)
-        return transaction.commit_async()
 
-    return send
+def made(path: str, data: bytes = b"", *, ephemeral: bool = False, container: bool = False) -> Operation:
+    """Create a node.
+
+    Arguments:
+        path: its path.
+        data: what it tells.
+        ephemeral: it ends with our session.
+        container: it is removed by the servers some time after its last child has gone.
+    """
+    return lambda client: client.creation(path, data, ephemeral=ephemeral, container=container)
+
+
+def written(path: str, data: bytes, version: int) -> Operation:
+    """Write a node."""
+    return lambda client: SetData(path, data, version)
+
+
+def deleted(path: str, version: int = -1) -> Operation:
+    """Delete a node that has no children."""
+    return lambda client: Delete(path, version)
+
+
+def there(path: str, version: int = -1) -> Operation:
+    """See that a node is there."""
+    return lambda client: CheckVersion(path, version)
+
+
+def absent(path: str) -> tuple[Operation, ...]:
+    """See that a node is not there; the one above it must be."""
+    return made(path), deleted(path)
+
+
+# A version number begins anew when a node is deleted and made again. Where that must be told apart, a node has a seal:
+# one child, whose name is used once.
+
+
+def sealed(path: str, data: bytes, seal: str) -> tuple[Operation, ...]:
+    """Create a node and its seal."""
+    return made(path, data), made(f"{path}/{seal}")
+
+
+def rewritten(path: str, data: bytes, seal: str, version: int) -> tuple[Operation, ...]:
+    """Write the very node that had this seal and this version."""
+    return there(f"{path}/{seal}"), written(path, data, version)
+
+
+def unsealed(path: str, seal: str, version: int = -1) -> tuple[Operation, ...]:
+    """Delete the very node that had this seal and this version."""
+    return deleted(f"{path}/{seal}"), deleted(path, version)

@@ -43,6 +43,7 @@ from kazoo.exceptions import (
     RuntimeInconsistency,
 )
 from kazoo.protocol.states import KazooState, KeeperState
+from kazoo.retry import KazooRetry
 
 from celery_distlock.errors import LockConfigError, StoreUnavailable
 from celery_distlock.stores.zookeeper.address import Address
@@ -55,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 #: What a server says of nodes, and not of itself.
 _ANSWERS = (NoNodeError, NodeExistsError, BadVersionError, NotEmptyError, NoChildrenForEphemeralsError)
+#: After these it is tried once more: the connection was lost, or the session, or somebody else has come.
+_AGAIN = (*KazooRetry.RETRY_EXCEPTIONS, *KazooRetry.EXPIRED_EXCEPTIONS)
 #: Seconds that saying goodbye may take.
 _FAREWELL = 2.0
 
@@ -112,8 +115,13 @@ class Session:
     @property
     def ttl(self) -> float:
         """Seconds for which a session may be relied upon; before there was one, what will be asked for."""
+        return self.timeout * RELIED_UPON
+
+    @property
+    def timeout(self) -> float:
+        """Seconds of silence after which the servers end a session; before there was one, what will be asked for."""
         client = self._client
-        return ((client.negotiated if client is not None else 0.0) or self._address.session_timeout) * RELIED_UPON
+        return (client.negotiated if client is not None else 0.0) or self._address.session_timeout
 
     def run(self, work: Callable[[float], T]) -> T:
         """Do some work, again when the connection was lost meanwhile, as long as the time-out allows.
@@ -126,8 +134,10 @@ class Session:
         """
         end = time.monotonic() + self._address.timeout
         client = self._begun()
-        retry = retry_of(client.handler, 0.01, 0.2, self._address.timeout)
         try:
+            with contextlib.suppress(*_AGAIN):
+                return work(end)
+            retry = retry_of(client.handler, 0.01, 0.2, max(0.0, end - time.monotonic()))
             done: T = retry(work, end)
             return done
         except client.handler.timeout_exception as exc:

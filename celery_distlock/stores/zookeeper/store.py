@@ -38,11 +38,12 @@ from celery_distlock.lease import Claim, Completed, Completion, Contended, Holde
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.zookeeper import requests
 from celery_distlock.stores.zookeeper.address import parse
-from celery_distlock.stores.zookeeper.completions import counts
-from celery_distlock.stores.zookeeper.contenders import Contenders
+from celery_distlock.stores.zookeeper.contenders import Contenders, Unattended
 from celery_distlock.stores.zookeeper.layout import Contender, Layout, Line
 from celery_distlock.stores.zookeeper.listener import listeners_of
+from celery_distlock.stores.zookeeper.passing_on import ZooKeeperPassingOn
 from celery_distlock.stores.zookeeper.queueing import ZooKeeperQueueing
+from celery_distlock.stores.zookeeper.uniqueness import ZooKeeperUniqueness
 
 __all__ = ["ZooKeeperStore"]
 
@@ -52,7 +53,7 @@ _LONELY = 0.05
 _MANY = 500
 
 
-class ZooKeeperStore(ZooKeeperQueueing, LockStore):
+class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn, LockStore):
     """A store in ZooKeeper.
 
     Arguments:
@@ -63,6 +64,8 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
     Raises:
         LockConfigError: one of them cannot be used; the message says which.
     """
+
+    rests = True
 
     def __init__(self, url: str, *, prefix: str = "distlock", **options: Any) -> None:
         self._address = parse(url, options)
@@ -86,6 +89,10 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
     def lease_ttl(self, asked: float) -> float:
         """Return the ttl of the session, whatever was asked for; see :meth:`LockStore.lease_ttl`."""
         return self._ours.session.ttl
+
+    def freed_after(self, asked: float) -> float:
+        """Return the time-out of the session and a tick, which is half of that at most."""
+        return 1.5 * self._ours.session.timeout
 
     def when_in_doubt(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called when the server has ended a session; see :meth:`LockStore.when_in_doubt`."""
@@ -118,7 +125,7 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
                 ours.leave([(key, ours.path_of(key, line.contenders[index]))], end)
                 index = None
             if index is None and not barred and line.admits(claim.limit):
-                entered = None if missing and not self._layout.shared else ours.enter(claim, end)
+                entered = None if missing and not self._layout.shares(key) else ours.enter(claim, end)
                 if entered is None:
                     continue
                 line = entered.line
@@ -126,7 +133,8 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
                     return ours.granted(claim, entered.node, entered.answer)
                 ours.leave([(key, entered.node.path)], end)
             nodes, answer = ours.read([(one, ours.path_of(key, one)) for one in line.holders], end)
-            holders = tuple(node.as_holder(key, answer.ttl) for node in nodes if node is not None)
+            now = ours.clock.now(end) if line.timed else 0.0
+            holders = tuple(node.as_holder(key, answer.ttl, now) for node in nodes if node is not None)
             # Our server may have been behind: it has caught up since, and if a holder is gone there may be a place.
             if len(holders) == len(nodes) or time.monotonic() >= end:
                 ours.contended.put(key, None)
@@ -141,7 +149,11 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         Raises:
             StoreUnavailable: there was no answer.
         """
-        return self._ours.run(lambda end: self._renew(leases, end), leases) if leases else []
+        if not leases:
+            return []
+        renewals = self._ours.run(lambda end: self._renew(leases, end), leases)
+        self._ours.sweep()
+        return renewals
 
     def _renew(self, leases: Sequence[Lease], end: float) -> list[Renewal]:
         ours = self._ours
@@ -185,13 +197,13 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
             attempts += 1
             return self._release(pairs, end, again=attempts > 1)
 
-        return ours.run(work, leases, owing=True)
+        released = ours.run(work, leases, owing=True)
+        if any(lease.rest or record is not None for lease, record in pairs):
+            ours.sweep()
+        return released
 
     def _release(self, pairs: Sequence[tuple[Lease, Completion | None]], end: float, *, again: bool) -> list[bool]:
         ours = self._ours
-        records = [record for _, record in pairs if record is not None]
-        if records:
-            ours.completions.prepare(end)
         released = [False] * len(pairs)
         known = [ours.known_of(lease) for lease, _ in pairs]
         wanted = [(index, one.path) for index, one in enumerate(known) if one is not None]
@@ -215,8 +227,6 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         if missing:
             # The work was done, whoever holds the lock.
             ours.completions.write(missing, end)
-        if records:
-            ours.sweep()
         return released
 
     def _search(
@@ -250,33 +260,45 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         """Remove nodes, each together with the record that goes with it, and tell for each whether it was there."""
         ours = self._ours
         lonely = time.monotonic() - _LONELY
+        resting = self._resting(pairs, wanted, end)
         asked: list[requests.Request] = []
         quick: set[int] = set()
-        for index, path in wanted:
+        for (index, path), rest in zip(wanted, resting, strict=True):
             lease, record = pairs[index]
             known = ours.known_of(lease)
+            more = [] if rest is None else [*rest.operations]
             if record is not None:
-                data = ours.completions.data(record)
-                asked.append(requests.with_record(path, self._layout.completion(record), data))
-            elif known is not None and known.path == path and known.alone_since > lonely:
+                more.append(requests.made(self._layout.completion(record), ours.completions.data(record, end)))
+            elif rest is None and known is not None and known.path == path and known.alone_since > lonely:
+                more.append(requests.deleted(self._layout.lock(lease.key)))
+            if more:
                 quick.add(index)
-                asked.append(requests.vanish(self._layout.lock(lease.key), path))
-            else:
-                asked.append(requests.delete(path))
-        clean = ours.clean((pairs[index][0].key, "") for index, _ in wanted if index not in quick)
-        replies = ours.session.exchange(asked, end, clean).replies if asked else []
+            asked.append(requests.together(requests.deleted(path), *more) if more else requests.delete(path))
+        leaving = [(pairs[index][0].key, path) for index, path in wanted if index not in quick]
+        replies = ours.session.exchange(asked, end, ours.clean(leaving)).replies if asked else []
         removed = []
-        for (index, path), reply in zip(wanted, replies, strict=True):
-            lease, record = pairs[index]
+        for (index, path), rest, reply in zip(wanted, resting, replies, strict=True):
             failed = reply if isinstance(reply, list) else [reply]
             gone = not any(isinstance(one, Exception) for one in failed)
             if not gone and isinstance(reply, list) and not isinstance(reply[0], NoNodeError):
-                # Somebody else has come. Or there is such a record already, or the node above it is missing.
-                [gone] = ours.leave([(lease.key, path)], end)
-                if record is not None:
-                    ours.completions.write([record], end)
+                gone = self._remove_step_by_step(pairs[index], path, rest, end)
+            if gone and rest is not None:
+                ours.keep(rest)
             removed.append((index, gone))
         return removed
+
+    def _remove_step_by_step(
+        self, pair: tuple[Lease, Completion | None], path: str, rest: Unattended | None, end: float
+    ) -> bool:
+        """Remove a node, when what goes with it could not be made, or removed, in the same step."""
+        ours, (lease, record) = self._ours, pair
+        if record is not None:
+            ours.completions.write([record], end)
+        if rest is None:
+            return ours.leave([(lease.key, path)], end)[0]
+        self._prepare_kept(end)
+        [results] = ours.session.exchange([requests.together(requests.deleted(path), *rest.operations)], end).replies
+        return not any(isinstance(one, Exception) for one in results)
 
     def forget(self, completions: Sequence[Completion]) -> None:
         """Erase completion records, in one round trip.
@@ -317,8 +339,11 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         lines = ours.lines(keys, end)
         wanted = [(key, one, ours.path_of(key, one)) for key in keys for one in lines[key].holders]
         nodes, answer = ours.read([(one, path) for _, one, path in wanted], end)
+        now = ours.clock.now(end) if any(line.timed for line in lines.values()) else 0.0
         return [
-            node.as_holder(key, answer.ttl) for (key, _, _), node in zip(wanted, nodes, strict=True) if node is not None
+            node.as_holder(key, answer.ttl, now)
+            for (key, _, _), node in zip(wanted, nodes, strict=True)
+            if node is not None
         ]
 
     def close(self) -> None:
@@ -326,23 +351,29 @@ class ZooKeeperStore(ZooKeeperQueueing, LockStore):
         for listener in listeners_of(self._ours.session):
             listener.close()
         self._ours.session.close()
+        self._ours.care_no_more()
 
     # -- what acquiring and enqueueing have in common -----------------------------------------------------------------
 
     def _look(self, claim: Claim, end: float) -> tuple[Line, bool, Completed | None]:
         """Look at the line of a claim; tell whether the key's node is missing, and whether the run is completed."""
-        done = claim.completion
+        ours, done = self._ours, claim.completion
         asked = [requests.children(self._layout.lock(claim.key))]
         if done is not None:
             # Another server may have heard of the record, and ours not yet: who finds none runs the task again.
             asked = [requests.sync(self._layout.completion(done)), *asked, requests.get(self._layout.completion(done))]
-        replies = self._ours.session.exchange(asked, end).replies
-        names = replies[0] if done is None else replies[1]
-        completed = None
-        if done is not None and counts(replies[2]):
-            completed = Completed(claim.key, done.run)
-        missing = isinstance(names, NoNodeError)
-        return Line(() if missing else names), missing, completed
+        while True:
+            replies = ours.session.exchange(asked, end).replies
+            names = replies[0] if done is None else replies[1]
+            completed = None
+            if done is not None and ours.completions.counts(replies[2], end):
+                completed = Completed(claim.key, done.run)
+            missing = isinstance(names, NoNodeError)
+            line = Line(() if missing else names)
+            overdue = ours.overdue(claim.key, line, end)
+            if not overdue:
+                return line, missing, completed
+            ours.leave([(claim.key, path) for path in overdue], end)
 
     def _take_again(self, claim: Claim, contender: Contender, end: float) -> Lease:
         """Return the lease of an owner that has a place already."""

@@ -1,7 +1,7 @@
-"""The tokens of one process: what the store in memory knows of messages that have not started.
+"""What becomes of tokens, for stores that decide it in Python.
 
-Whoever calls holds the table's mutex. There is one operation here for each of
-:class:`~celery_distlock.stores.base.Uniqueness`; who runs is told by the caller.
+There is one operation here for each of :class:`~celery_distlock.stores.base.Uniqueness`; who runs is told by the
+caller, who also sees to it that nobody decides at the same time.
 """
 
 from __future__ import annotations
