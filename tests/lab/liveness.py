@@ -46,11 +46,18 @@ def late(key: str, operations: Sequence[Operation], events: Sequence[Event], sil
     everything = Windows((*store.windows, *troubled(events, "process").windows))
     refusals = [each for each in operations if each.more.get("answer") == "contended" and each.op in _GRANTING]
     return [
+        *_in_their_own_way(key, refusals),
         *_released_yet_there(key, operations, refusals),
         *_silent_yet_there(key, operations, refusals, store, silence),
         *_dead_yet_there(key, events, refusals, everything),
         *_kept_waiting(key, operations, everything, silence),
     ]
+
+
+def _in_their_own_way(key: str, refusals: Sequence[Operation]) -> Iterator[str]:
+    for refusal in refusals:
+        if refusal.owner in (owner for owner, _ in refusal.more["holders"]):
+            yield f"{key!r}: {refusal.owner} was refused since it holds the key itself"
 
 
 def _released_yet_there(key: str, operations: Sequence[Operation], refusals: Sequence[Operation]) -> Iterator[str]:

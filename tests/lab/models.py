@@ -222,7 +222,7 @@ class LeaseModel:
         if operation.outcome == "fail":
             if known is None or known.until <= operation.returned:
                 yield over
-        elif known is not None or operation.owner in state.ghosts or operation.open:
+        elif known is not None or operation.owner in state.ghosts:
             yield over
 
 
@@ -266,7 +266,9 @@ class FifoQueue:
             return operation.outcome == "ok" and answer in ("lease", "ticket")
         if operation.op == "poll":
             return operation.outcome == "ok"
-        return operation.op in ("withdraw", "release", "lose data", "expire all")
+        # Only the release of an unknown lease gives up a place.
+        gives_up = operation.op == "withdraw" or (operation.op == "release" and operation.fence == 0)
+        return gives_up or operation.op in ("lose data", "expire all")
 
     def steps(self, state: Hashable, operation: Operation, latest: float) -> Iterator[tuple[Waiting, ...]]:
         """Yield what may come."""

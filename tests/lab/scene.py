@@ -182,6 +182,7 @@ class Scene:
         keys: what plain locks and tasks fight for.
         hold: seconds, about.
         per_second: how many tasks are published.
+        twice: how often a message is published a second time.
         mutant: what is broken in every process.
         clocks: whether workers and lockers have clocks that can be set.
     """
@@ -198,6 +199,7 @@ class Scene:
         keys: Sequence[str] = KEYS,
         hold: float = 0.15,
         per_second: float = 12.0,
+        twice: float = 0.1,
         mutant: str | None = None,
         clocks: bool = False,
     ) -> None:
@@ -222,7 +224,7 @@ class Scene:
         if workers:
             wire = site.wire()
             settings = Settings(self.broker.url_of(1), self.broker.url_of(2), wire.url, folder / "journal")
-            argv = ["-m", "tests.lab.publisher", ",".join(keys), str(hold), str(per_second), str(seed)]
+            argv = ["-m", "tests.lab.publisher", ",".join(keys), str(hold), str(per_second), str(twice), str(seed)]
             self.publisher = Actor("publisher", argv, wire, self, env=settings.env)
 
     def _locker(self, name: str, style: str, keys: Sequence[str], hold: float) -> Actor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tests.lab.belief import Span
 from tests.lab.history import Operation
 
-__all__ = ["Crowd", "crowds", "shrinking_fences"]
+__all__ = ["Crowd", "crowds", "disordered", "shrinking_fences"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,26 @@ def shrinking_fences(operations: Sequence[Operation]) -> list[tuple[Operation, O
         equal = [each for each in ordered[:index] if each.fence == grant.fence]
         found += [(each, grant) for each in (later[:1] + equal[:1])]
     return found
+
+
+def disordered(spans: Iterable[Span]) -> list[tuple[Span, Span]]:
+    """Return pairs of holds of one key (limit 1), one after the other, the later of which has no larger fence."""
+    found = []
+    for mine in _by_key(span for span in spans if span.limit == 1).values():
+        highest: Span | None = None
+        for span in sorted(mine, key=lambda one: one.start):
+            smaller = highest is not None and span.hold != highest.hold and span.fence <= highest.fence
+            # Who believes again after a doubt was granted the key before.
+            if highest is not None and smaller and first_of(mine, span).start > highest.start:
+                found.append((highest, span))
+            if highest is None or span.fence > highest.fence:
+                highest = span
+    return found
+
+
+def first_of(spans: Sequence[Span], span: Span) -> Span:
+    """Return the first span of the same hold."""
+    return min((each for each in spans if each.hold == span.hold), key=lambda one: one.start)
 
 
 def _by_key(spans: Iterable[Span]) -> dict[str, list[Span]]:
