@@ -41,11 +41,16 @@ def troubled(events: Iterable[Event], *touches: str, settle: float = SETTLE) -> 
 
 @dataclass(frozen=True)
 class Break:
-    """Something after which two may believe in one lock for a while: it happened between two times."""
+    """Something after which two may believe in one lock for a while: it happened between two times.
+
+    With ``fences`` they may be smaller than before, too: the data were lost before the clock, which had gone back, was
+    where it had been.
+    """
 
     what: str
     since: float
     by: float
+    fences: bool = False
 
     def excuses(self, older_start: float, newer_start: float, older_end: float, ttl: float) -> bool:
         """Return whether an overlap is its doing: one began to believe before it, another soon after.
@@ -54,7 +59,22 @@ class Break:
         """
         return older_start <= self.by and self.since <= newer_start and older_end <= self.by + ttl
 
+    def renumbers(self, older: float, newer: float) -> bool:
+        """Return whether a fence given out at one time may be larger than one given out later, at another."""
+        return self.fences and older <= self.by and self.since <= newer
+
 
 def breaks(events: Iterable[Event]) -> list[Break]:
     """Return what was broken in this way."""
-    return [Break(event["what"], event["since"], event["t"]) for event in events if event.get("event") == "breaks"]
+    found = list(events)
+    back = [(event["t"], event["seconds"]) for event in found if event.get("event") == "clock of the store goes back"]
+    return [
+        Break(
+            event["what"],
+            event["since"],
+            event["t"],
+            event["what"] == "lose data" and any(t - 1.0 < event["t"] < t + seconds + 1.0 for t, seconds in back),
+        )
+        for event in found
+        if event.get("event") == "breaks"
+    ]

@@ -40,7 +40,7 @@ def check(operations: Sequence[Operation], model: Model, budget: int = 400_000) 
         model: what is legal.
         budget: how many configurations to look at before giving up.
     """
-    judged = sorted((each for each in operations if model.judges(each)), key=lambda one: one.invoked)
+    judged = sorted(model.select(operations), key=lambda one: one.invoked)
     return _Search(judged, model, budget).run()
 
 

@@ -9,7 +9,7 @@ account. That expiry may happen late, or never, is part of the contract: an expi
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -25,8 +25,8 @@ class Model(Protocol):
     def initial(self) -> Hashable:
         """The state before everything."""
 
-    def judges(self, operation: Operation) -> bool:
-        """Return whether the operation means anything to this model; the others are left out."""
+    def select(self, operations: Sequence[Operation]) -> list[Operation]:
+        """Return the operations that mean anything to this model."""
 
     def steps(self, state: Hashable, operation: Operation, latest: float) -> Iterator[Hashable]:
         """Yield the states in which the operation, with the answer it had, may leave the object.
@@ -44,9 +44,9 @@ class Mutex:
 
     initial: bool = False
 
-    def judges(self, operation: Operation) -> bool:
-        """Return whether it is one of the two."""
-        return operation.op in ("acquire", "release")
+    def select(self, operations: Sequence[Operation]) -> list[Operation]:
+        """Return these two."""
+        return [each for each in operations if each.op in ("acquire", "release")]
 
     def steps(self, state: Hashable, operation: Operation, latest: float) -> Iterator[Hashable]:
         """Yield what may come."""
@@ -64,9 +64,9 @@ class OwnerMutex:
 
     initial: str | None = None
 
-    def judges(self, operation: Operation) -> bool:
-        """Return whether it is one of the two."""
-        return operation.op in ("acquire", "release")
+    def select(self, operations: Sequence[Operation]) -> list[Operation]:
+        """Return these two."""
+        return [each for each in operations if each.op in ("acquire", "release")]
 
     def steps(self, state: Hashable, operation: Operation, latest: float) -> Iterator[Hashable]:
         """Yield what may come."""
@@ -142,8 +142,16 @@ class LeaseModel:
 
     initial = Leases()
 
-    def judges(self, operation: Operation) -> bool:
-        """Return whether it grants, renews, releases, or breaks something."""
+    def select(self, operations: Sequence[Operation]) -> list[Operation]:
+        """Return what grants, renews, releases, or breaks something."""
+        judged = [each for each in operations if self._judges(each)]
+        if self.strict:
+            return judged
+        # That somebody was let in of whom nothing was ever seen explains nothing, but for a refusal.
+        seen = {each.owner for each in judged if each.outcome == "ok"}
+        return [each for each in judged if not (each.open and each.op in _GRANTING and each.owner not in seen)]
+
+    def _judges(self, operation: Operation) -> bool:
         answer = operation.more.get("answer")
         if operation.op in _GRANTING:
             if operation.outcome == "fail":
@@ -166,7 +174,9 @@ class LeaseModel:
             case "release":
                 yield from self._released(state, operation)
             case "lose data":
-                yield replace(state, holders=(), ghosts=state.ghosts | {each.owner for each in state.holders})
+                last = 0 if operation.more.get("fences") else state.last
+                ghosts = state.ghosts | {each.owner for each in state.holders}
+                yield Leases(last=last, ghosts=ghosts)
             case "expire all":
                 yield replace(state, holders=tuple(replace(each, until=-math.inf) for each in state.holders))
             case "pass_on":
@@ -238,28 +248,34 @@ def Permits(limit: int, *, strict: bool = False) -> LeaseModel:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A place in the line. ``first``: nobody who had to be reckoned with stood before it at some time."""
+    """A place in the line. ``served``: it has had its turn, whether or not it has heard of it."""
 
     number: int
     owner: str
     until: float
-    first: bool = False
+    served: bool = False
 
 
 @dataclass(frozen=True)
 class FifoQueue:
-    """The line of a key: whoever is granted it has had nobody alive before him.
+    """The line of a key: whoever is granted it has had his turn, those before him, but for as many as may hold, gone.
 
     Arguments:
+        limit: how many may hold the key.
         claim_ttl: seconds for which a waiter that is not heard of keeps its place.
     """
 
+    limit: int = 1
     claim_ttl: float = 2.0
 
     initial: tuple[Waiting, ...] = ()
 
-    def judges(self, operation: Operation) -> bool:
-        """Return whether it grants, or is about a place."""
+    def select(self, operations: Sequence[Operation]) -> list[Operation]:
+        """Return what grants, or is about a place."""
+        return [each for each in operations if self._judges(each)]
+
+    @staticmethod
+    def _judges(operation: Operation) -> bool:
         answer = operation.more.get("answer")
         if operation.op in _GRANTING:
             # An open one that joined the line without a word is in nobody's way for longer than its claim's ttl.
@@ -282,29 +298,37 @@ class FifoQueue:
                 # Those who wait come back in any order.
                 yield ()
             case (("withdraw" | "release"), _):
-                yield self._looked_at(others, latest)
+                if mine is not None or not operation.open:
+                    yield self._looked_at(others, latest)
             case "pass_on", _:
                 yield line
             case _, "ticket":
-                held = Waiting(number, operation.owner, operation.invoked + self.claim_ttl)
-                first = mine is not None and mine.first and mine.number == number
-                placed = tuple(sorted((*others, replace(held, first=first)), key=lambda one: (one.number, one.owner)))
-                yield self._looked_at(placed, latest)
+                served = mine is not None and mine.served and mine.number == number
+                yield self._looked_at((*others, self._waiting(number, operation, served)), latest)
             case "poll", _:
-                # An offer is kept for as long as it was kept before.
-                offered = () if mine is None else (replace(mine, first=True),)
-                yield tuple(sorted((*others, *offered), key=lambda one: (one.number, one.owner)))
+                # It may have been entered again by this very question. An offer's time is not made longer.
+                place = mine if mine is not None else self._waiting(number, operation, False)
+                looked = self._looked_at((*others, place), latest)
+                if next(each for each in looked if each.owner == operation.owner).served:
+                    yield looked
             case _, "lease":
-                before = [each for each in others if mine is None or each.number < mine.number]
-                if (mine is not None and mine.first) or all(each.until <= latest for each in before):
+                looked = self._looked_at(line, latest)
+                turn = next((each for each in looked if each.owner == operation.owner), None)
+                if turn.served if turn is not None else self._alive(looked, latest) < self.limit:
                     yield self._looked_at(others, latest)
 
+    def _waiting(self, number: int, operation: Operation, served: bool) -> Waiting:
+        return Waiting(number, operation.owner, operation.invoked + self.claim_ttl, served)
+
     @staticmethod
-    def _looked_at(line: tuple[Waiting, ...], latest: float) -> tuple[Waiting, ...]:
-        """Note who stands first, those who may be gone left out of account."""
+    def _alive(line: tuple[Waiting, ...], latest: float) -> int:
+        return sum(each.until > latest for each in line)
+
+    def _looked_at(self, line: tuple[Waiting, ...], latest: float) -> tuple[Waiting, ...]:
+        """Put the line in order, and note whose turn it is; those who may be gone are left out of account."""
         looked: list[Waiting] = []
-        blocked = False
-        for each in line:
-            looked.append(each if blocked or each.first else replace(each, first=True))
-            blocked = blocked or each.until > latest
+        before = 0
+        for each in sorted(line, key=lambda one: (one.number, one.owner)):
+            looked.append(replace(each, served=True) if before < self.limit else each)
+            before += each.until > latest
         return tuple(looked)

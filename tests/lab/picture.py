@@ -35,7 +35,7 @@ def shrink(operations: Sequence[Operation], is_illegal: Callable[[Sequence[Opera
             if size == 1:
                 break
             size //= 2
-    for operation in [each for each in kept if each.op in ("renew", "poll") or each.outcome == "fail"]:
+    for operation in [each for each in kept if each.op in ("renew", "poll") or _is_refusal(each)]:
         fewer = [each for each in kept if each is not operation]
         if is_illegal(fewer):
             kept = fewer
@@ -80,6 +80,10 @@ def _until(operations: Sequence[Operation], end: float) -> list[Operation]:
     ]
 
 
+def _is_refusal(operation: Operation) -> bool:
+    return operation.outcome == "fail" and operation.op not in ("renew", "release", "withdraw")
+
+
 def _without(operations: Sequence[Operation], owners: set[str]) -> list[Operation]:
     theirs = [each for each in operations if each.owner in owners]
     if not theirs:
@@ -89,8 +93,7 @@ def _without(operations: Sequence[Operation], owners: set[str]) -> list[Operatio
     return [
         each
         for each in operations
-        if each.owner not in owners
-        and not (each.op != "renew" and each.outcome == "fail" and each.invoked <= end and each.returned >= start)
+        if each.owner not in owners and not (_is_refusal(each) and each.invoked <= end and each.returned >= start)
     ]
 
 

@@ -62,6 +62,8 @@ def _wrap(cls: type[LockStore], name: str, asked: _Asked) -> None:
                     call.returns("unknown", error=f"{type(error).__name__}: {error}"[:200])
                 raise
             answers = result if isinstance(result, (list, tuple)) else [result] * len(calls)
+            if name == "withdraw":
+                answers = ["withdrawn"] * len(calls)
             for call, answer in zip(calls, answers, strict=True):
                 _answered(call, answer)
             return result
@@ -114,5 +116,7 @@ def _answered(call: history.Call, answer: Any) -> None:
             call.returns("ok", answer="released")
         case False:
             call.returns("fail", answer="not ours")
+        case str():
+            call.returns("ok", answer=answer)
         case None:
             call.returns("fail", answer="none")

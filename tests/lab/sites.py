@@ -99,6 +99,24 @@ class ZooKeeperSite:
         """Return a new machine's way to it: to each of its members."""
         return Wire(self.ensemble.servers, f"{self._url}?session_timeout={self.SESSION}")
 
+    def delete_holder(self, key: str) -> None:
+        """Delete the first contender's node, as somebody with a client of his own may do."""
+        with self.ensemble.client(urlsplit(self._url).path) as client:
+            parent = f"/distlock/locks/{key}"
+            nodes = sorted(client.get_children(parent), key=lambda name: int(name[-10:]))
+            client.delete(f"{parent}/{nodes[0]}")
+
+    def lose_data(self) -> None:
+        """Kill all three, and start them anew with nothing."""
+        self.ensemble.kill(*self.ensemble.servers)
+        for server in self.ensemble.servers:
+            server.process.end()
+            shutil.rmtree(server.folder / "data")
+            server.start()
+        self.ensemble.wait_until_whole()
+        with self.ensemble.client() as client:
+            client.create(urlsplit(self._url).path)
+
     def leftovers(self) -> list[str]:
         """Name the contenders; empty containers are removed by the servers within a minute."""
         with self.ensemble.client(urlsplit(self._url).path) as client:

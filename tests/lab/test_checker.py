@@ -154,8 +154,8 @@ def test_an_illegal_history_is_refused(case: str) -> None:
 def test_a_search_that_takes_too_long_says_so() -> None:
     # Any twelve of them may have happened before what cannot be explained.
     operations = [*(got(str(n), 0.0) for n in range(12)), renewed("nobody", 3, 4, 2)]
-    assert check(operations, Permits(12), budget=100).legal is None
-    assert check(operations, Permits(12)).legal is False
+    assert check(operations, Permits(12, strict=True), budget=100).legal is None
+    assert check(operations, Permits(12, strict=True)).legal is False
 
 
 def test_of_a_long_history_the_picture_shows_the_two_that_collide() -> None:

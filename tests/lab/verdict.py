@@ -60,12 +60,14 @@ def judge(folder: Path, *, ttl: float, silence: float, searches: bool = True) ->
     }
     _exclusion(verdict, believed, broken, ttl)
     for earlier, later in disordered(believed):
-        verdict.violations.append(f"{later.key!r}: a holder's fence did not grow: {earlier}, then {later}")
+        if not any(each.renumbers(earlier.start, later.start) for each in broken):
+            verdict.violations.append(f"{later.key!r}: a holder's fence did not grow: {earlier}, then {later}")
     for key, mine in sorted(by_key.items()):
         limit = max((int(each.more.get("limit") or 1) for each in mine), default=1)
         if limit == 1:
-            for earlier, later in shrinking_fences(mine):
-                verdict.violations.append(f"{key!r}: a fence did not grow: {earlier} before {later}")
+            for larger, smaller in shrinking_fences(mine):
+                if not any(each.renumbers(larger.invoked, smaller.returned) for each in broken):
+                    verdict.violations.append(f"{key!r}: a fence did not grow: {larger} before {smaller}")
         verdict.violations += late(key, mine, events, silence)
         if searches:
             _search(verdict, key, mine, limit, broken)
@@ -75,9 +77,12 @@ def judge(folder: Path, *, ttl: float, silence: float, searches: bool = True) ->
 def _exclusion(verdict: Verdict, believed: Sequence[Span], broken: Sequence[Break], ttl: float) -> None:
     for crowd in crowds(believed):
         *older, newest = crowd.spans
-        if any(
-            all(each.excuses(one.start, newest.start, min(one.end, crowd.end), ttl) for one in older) for each in broken
-        ):
+        unexplained = [
+            one
+            for one in older
+            if not any(each.excuses(one.start, newest.start, min(one.end, newest.end), ttl) for each in broken)
+        ]
+        if len(unexplained) < newest.limit:
             verdict.excused.append(crowd)
         else:
             verdict.violations.append(f"too many believed in {crowd}")
@@ -88,9 +93,10 @@ def _search(verdict: Verdict, key: str, mine: list[Operation], limit: int, broke
     strict = not any(each.op == "enqueue" for each in mine)
     leases = FencedMutex(strict=strict) if limit == 1 else Permits(limit, strict=strict)
     optional = [
-        Operation(each.what, "", each.since, outcome="unknown", key=key, more={"by": each.by}) for each in broken
+        Operation(each.what, "", each.since, outcome="unknown", key=key, more={"by": each.by, "fences": each.fences})
+        for each in broken
     ]
-    for name, model in (("leases", leases), ("line", FifoQueue())):
+    for name, model in (("leases", leases), ("line", FifoQueue(limit))):
         _search_one(verdict, f"{key!r}, {name}", [*_once(mine), *optional], model)
 
 
@@ -113,7 +119,6 @@ def _search_one(verdict: Verdict, name: str, mine: Sequence[Operation], model: M
     if found.legal is None:
         verdict.undecided.append(f"{name}: given up after {found.looked} configurations")
     elif not found.legal:
-        judged = [each for each in mine if model.judges(each)]
-        part = shrink(judged, lambda some: check(some, model, budget=50_000).legal is False)
+        part = shrink(model.select(mine), lambda some: check(some, model, budget=50_000).legal is False)
         stuck = check(part, model).stuck
         verdict.violations.append(f"{name}: no order explains\n{draw(part, stuck)}")
