@@ -261,6 +261,15 @@ def half_closed_wire_to_the_broker(scene: Scene, rng: random.Random) -> None:
     a_worker(scene, rng).broker.half_close(rng.choice(("server", "client")))
 
 
+@fault("process", workers=True)
+def reply_of_the_broker_lost(scene: Scene, rng: random.Random) -> None:
+    broker = a_worker(scene, rng).broker
+    for _ in range(rng.randint(1, 3)):
+        broker.swallow_reply()
+        time.sleep(rng.uniform(0.05, 0.3))
+    broker.mend()
+
+
 # Celery.
 
 

@@ -26,7 +26,8 @@ def reply_lost_after_commit(scene: Scene, rng: random.Random) -> None:
     wire = anybody(scene, rng).wire
     for _ in range(rng.randint(1, 4)):
         wire.swallow_reply(b"EVALSHA")
-        time.sleep(rng.uniform(0.0, 0.2))
+        time.sleep(rng.uniform(0.05, 0.2))
+    wire.mend()
 
 
 @fault("store", into=REDIS_FAULTS)

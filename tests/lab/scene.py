@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,19 @@ class Actor:
         clocked = clock.env if clock is not None else {}
         told = {URL: wire.url, "PYTHONPATH": _ROOT, "PYTHONWARNINGS": None}
         self._env: dict[str, str | None] = {**scene.env(name), **told, **clocked, **(env or {})}
-        self.start()
+        self._starting = threading.Lock()
+        self._begin()
 
     def __repr__(self) -> str:
         return self.name
 
     def start(self) -> None:
-        """Start it (again)."""
+        """Start it again; what may be left of it, since two faults have struck it at once, is ended."""
+        with self._starting:
+            self.process.end(0.0)
+            self._begin()
+
+    def _begin(self) -> None:
         self.process = Process(self._argv, name=self.name, log=self._log, env=self._env)
 
     @property
@@ -123,13 +130,19 @@ class WorkerActor:
         self._env: dict[str, str | None] = {**scene.env(name), **clock}
         self._concurrency = concurrency
         self._log = scene.folder / f"{name}.log"
-        self.start()
+        self._starting = threading.Lock()
+        self._begin()
 
     def __repr__(self) -> str:
         return self.name
 
     def start(self) -> None:
-        """Start it (again); it consumes some seconds later."""
+        """Start it again; it consumes some seconds later. What may be left of it is ended."""
+        with self._starting:
+            self.worker.end()
+            self._begin()
+
+    def _begin(self) -> None:
         self.worker = Worker(
             "tests.lab.app", self._settings, self._log, concurrency=self._concurrency, env=self._env, name=self.name
         )

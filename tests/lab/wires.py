@@ -35,6 +35,7 @@ class Wire:
 
     def mend(self) -> None:
         """Be as good as new."""
+        self._all(Proxy.disarm)
         self._all(Proxy.accept)
         self._all(Proxy.resume)
         self.delay(0.0)
@@ -52,8 +53,9 @@ class Wire:
         self._all(lambda each: each.half_close(to))
 
     def swallow_reply(self, match: Match = b"") -> None:
-        """Have the next request that matches executed, and its answer lost."""
-        self.proxies[0].swallow_reply(match)
+        """Have the next request that matches executed, and its answer lost; see :meth:`mend`."""
+        for each in self.proxies:
+            each.swallow_reply(match)
 
     def close(self) -> None:
         """Refuse and reset everything, for good."""

@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 
-from tests.lab.faults import Fault, fault
+from tests.lab.faults import Fault, anybody, fault
 from tests.lab.history import Tail
 from tests.lab.scene import Scene
 from tests.lab.sites import ZooKeeperSite
@@ -23,6 +23,24 @@ BREAKING: dict[str, Fault] = {}
 def _ensemble(scene: Scene) -> ZooKeeperEnsemble:
     assert isinstance(scene.site, ZooKeeperSite)
     return scene.site.ensemble
+
+
+#: Numbers of the requests that write: create, delete, set, multi, create a container.
+_WRITES = {1, 2, 5, 14, 19}
+
+
+def _writes(data: bytes) -> bool:
+    """Return whether a packet begins with a request that writes: what it is stands behind its length and number."""
+    return int.from_bytes(data[8:12], "big") in _WRITES
+
+
+@fault("store", weight=2.0, into=ZOOKEEPER_FAULTS)
+def reply_lost_after_commit(scene: Scene, rng: random.Random) -> None:
+    wire = anybody(scene, rng).wire
+    for _ in range(rng.randint(1, 3)):
+        wire.swallow_reply(_writes)
+        time.sleep(rng.uniform(0.1, 0.5))
+    wire.mend()
 
 
 @fault("store", weight=2.0, into=ZOOKEEPER_FAULTS)
