@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest --numprocesses=auto --dist=loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format bench servers clean
+.PHONY: help demo test test-slow lab check format bench servers clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1	\2/' | expand -t 20
@@ -18,6 +18,9 @@ test: $(VENV)/.dev servers ## all tests but the slow ones
 
 test-slow: $(VENV)/.dev servers ## the slow tests
 	@$(PYTEST) --durations=15 -m slow
+
+lab: $(VENV)/.dev servers ## break things for some time and judge what happened: make lab SEED=7 MINUTES=3 STORE=zookeeper
+	@$(PY) -m tests.lab --store $(or $(STORE),redis) --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/.dev ## linter, formatter, types, wheel
 	@$(PY) -m ruff check .

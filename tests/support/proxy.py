@@ -196,6 +196,11 @@ class Proxy:
         """Drop the next request that matches and reset the connection: the server never sees it."""
         return self._add(Fault(match, forward=False))
 
+    def disarm(self) -> None:
+        """Forget the faults that wait for a request."""
+        with self._lock:
+            self._faults.clear()
+
     @property
     def connections(self) -> int:
         """How many connections are open."""

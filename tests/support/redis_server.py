@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class RedisServer:
         password: sets ``requirepass``.
         replica_of: another server, to follow.
         unix_socket: listen on ``<folder>/redis.sock`` as well.
+        env: further environment variables.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class RedisServer:
         password: str | None = None,
         replica_of: RedisServer | None = None,
         unix_socket: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -65,11 +67,14 @@ class RedisServer:
             if replica_of.password is not None:
                 self._argv += ["--masterauth", replica_of.password]
         self._argv += options
+        self._env = env
         self.start()
 
     def start(self) -> None:
         """Start it (again, on the same port, without data) and wait until it answers."""
-        self.process = Process(self._argv, name=f"redis-server:{self.port}", log=self.folder / "redis.log")
+        self.process = Process(
+            self._argv, name=f"redis-server:{self.port}", log=self.folder / "redis.log", env=self._env
+        )
         with self.client() as client:
 
             def answers() -> bool:
