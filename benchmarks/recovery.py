@@ -48,8 +48,12 @@ AT_PUBLISH = ("celery_once", "celery_singleton", "celery_heimdall")
 LIBRARIES = (OURS, *IN_BODIES, *AT_PUBLISH)
 #: Seconds that a holder would go on if it did not die.
 _LONG = 600.0
+#: Seconds that it may take to have everything ready for a death.
+_SLACK = 6.0
 #: Seconds between two tries to publish.
 _TRY_EVERY = 0.02
+#: Seconds between two time limits: the worker's main process stands still for a tenth of one at each.
+_APART = 0.25
 
 _numbers = itertools.count()
 
@@ -60,7 +64,7 @@ class Size:
 
     rounds: int = option(7, "rounds")
     ttl: float = option(5.0, "seconds: our ttl, python-redis-lock's, and the time-out of kazoo's session")
-    limit: float = option(1.5, "seconds: the hard time limit")
+    limit: float = option(1.5, "seconds: the hard time limit of the first; each other one has a bit more")
     patience: float = option(12.0, "seconds after a death for which its lock is watched")
 
 
@@ -71,8 +75,10 @@ class Trial:
     library: str
     key: str
     id: str
+    limit: float | None
     died_at: float = 0.0
     free_at: float | None = None
+    thread: threading.Thread | None = None
 
 
 def measure(size: Size) -> Measured:
@@ -89,10 +95,12 @@ def measure(size: Size) -> Measured:
         numbers = itertools.count()
         host = scene.start(f"host{next(numbers)}", concurrency=slots, queues=["host"])
         publishing = Publishing(scene)
+        everybody: dict[str, list[Trial]] = {}
+        threads: list[threading.Thread] = []
         try:
             scene.wait_ready(*scene.workers)
             for number in range(size.rounds):
-                everybody: dict[str, list[Trial]] = {}
+                everybody = {}
                 for death in DEATHS:
                     everybody[death] = _die(scene, host, publishing, death, libraries, size)
                 scene.workers.remove(host)
@@ -101,12 +109,15 @@ def measure(size: Size) -> Measured:
                     host = scene.start(f"host{next(numbers)}", concurrency=slots, queues=["host"])
                 _watch([trial for trials in everybody.values() for trial in trials], size.patience)
                 for death, trials in everybody.items():
+                    threads += [trial.thread for trial in trials if trial.thread is not None]
                     for trial in trials:
                         found.rounds.add(f"{death} {trial.library}", **_told(trial, size.patience))
                 if number + 1 < size.rounds:
                     scene.wait_ready(host)
         finally:
             publishing.stop()
+            for thread in threads:
+                thread.join()
             scene.tasks.close()
     return found
 
@@ -128,15 +139,15 @@ def _die(
 ) -> list[Trial]:
     """Have one task of each library die in this way."""
     trials = []
-    for library in libraries:
+    for number, library in enumerate(libraries):
         key = f"{death}-{library}-{next(_numbers)}"
-        options = {"queue": "host" if death == "worker" else "doomed"}
-        limit = {"time_limit": size.limit} if death == "limit" else {}
-        result = getattr(scene.tasks, library).apply_async((key, _LONG), **options, **limit)
-        trials.append(Trial(library, key, result.id))
+        limit = size.limit + number * _APART if death == "limit" else None
+        queue = "host" if death == "worker" else "doomed"
+        result = getattr(scene.tasks, library).apply_async((key, _LONG), queue=queue, time_limit=limit)
+        trials.append(Trial(library, key, result.id, limit))
     for trial in trials:
         wait_until(lambda key=trial.key: len(scene.bodies(f"holds-{key}")) == 1, 30, f"the holder of {trial.key}")
-        _next_one(scene, trial)
+        trial.thread = _next_one(scene, trial, size.patience)
     if death == "worker":
         now = time.monotonic()
         host.kill_all()
@@ -150,15 +161,15 @@ def _die(
         elif death == "terminate":
             trial.died_at = time.monotonic()
             scene.tasks.app.control.revoke(trial.id, terminate=True)
-        elif death == "limit":
-            trial.died_at = holder.start + size.limit
+        elif trial.limit is not None:
+            trial.died_at = holder.start + trial.limit
         if trial.library == OURS and death != "worker":
             _watch([trial], size.patience)
     publishing.watch([trial for trial in trials if trial.library in AT_PUBLISH])
     return trials
 
 
-def _next_one(scene: Scene, trial: Trial) -> None:
+def _next_one(scene: Scene, trial: Trial, patience: float) -> threading.Thread | None:
     """Have somebody wait for the lock. Those who would publish begin when the holder is dead."""
     if trial.library == OURS:
         scene.tasks.ours.apply_async((trial.key, 0.0), queue="survivors")
@@ -167,21 +178,26 @@ def _next_one(scene: Scene, trial: Trial) -> None:
     elif trial.library in IN_BODIES:
         target = _note_next_holder
     else:
-        return
-    threading.Thread(target=target, args=(scene, trial), daemon=True).start()
+        return None
+    # Until it is certain that nobody looks any more.
+    thread = threading.Thread(target=target, args=(scene, trial, patience + _SLACK))
+    thread.start()
+    return thread
 
 
-def _note_next_body(scene: Scene, trial: Trial) -> None:
+def _note_next_body(scene: Scene, trial: Trial, patience: float) -> None:
     bodies = scene.bodies(f"holds-{trial.key}")
-    wait_until(lambda: len(bodies) > 1, _LONG, "the next holder", every=0.005)
+    wait_until(lambda: len(bodies) > 1, patience, "our next holder", every=0.005)
     trial.free_at = bodies.since()[1].start
 
 
-def _note_next_holder(scene: Scene, trial: Trial) -> None:
+def _note_next_holder(scene: Scene, trial: Trial, patience: float) -> None:
     lock = scene.tasks.lock_of(trial.library, trial.key)
-    lock.acquire()
-    trial.free_at = time.monotonic()
-    lock.release()
+    # The others are free in time: their time-outs are short.
+    limited = {"blocking_timeout": patience} if trial.library == "redis_py" else {}
+    if lock.acquire(**limited):
+        trial.free_at = time.monotonic()
+        lock.release()
 
 
 class Publishing:
@@ -265,7 +281,7 @@ their lock is free, or the next message is accepted.
 {table(["", *DEATHS.values(), "time-out"], rows)}
 {without}
 The ways to die: SIGKILL to the process that runs the task, as the kernel does it when memory runs out; `os._exit()` in
-the middle of the body, as a crash in C; `revoke(terminate=True)`; a `time_limit` of {number(size["limit"])} s; SIGKILL to
+the middle of the body, as a crash in C; `revoke(terminate=True)`; a `time_limit` of {number(size["limit"])} s and more, one after the other; SIGKILL to
 a worker with all its processes, as a host that loses its power. A library whose time-out is long can be told a shorter
 one, which then has to be longer than its longest task: it is not renewed.
 """
