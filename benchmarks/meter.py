@@ -38,6 +38,7 @@ class Meter:
         """Begin to count, anew."""
         self._client.slowlog_reset()
         self._calls = self._commands()
+        self._reads = self._read()
         self._since = time.monotonic()
 
     def keep_every_command(self) -> None:
@@ -49,12 +50,20 @@ class Meter:
         told: Mapping[str, Any] = self._client.info("commandstats")
         return {name.removeprefix("cmdstat_"): int(stat["calls"]) for name, stat in told.items()}
 
+    def _read(self) -> int:
+        return int(self._client.info("stats")["total_reads_processed"])
+
     def _memory(self) -> int:
         return int(self._client.info("memory")["used_memory"])
 
     def memory(self) -> int:
         """Return how many more bytes its data take than when the meter was made."""
         return self._memory() - self._memory_before
+
+    def reads(self) -> int:
+        """Return how often it read from a connection."""
+        # The question itself is one.
+        return self._read() - self._reads - 1
 
     def seconds(self) -> float:
         """Return since when it measures."""
