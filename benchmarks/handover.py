@@ -47,6 +47,8 @@ _PATIENCE = 30.0
 #: So many values tell a distribution.
 _STEPS = 200
 
+_CANNOT = "cannot wait: a task whose key is taken is not published"
+
 _keys = itertools.count()
 
 
@@ -174,6 +176,7 @@ def section(result: Result) -> str:
         ]
         for kind in kinds
     ]
+    rows.append(["celery-once, celery-singleton, celery-heimdall", _CANNOT, *["–"] * 4])
     passing = [
         [LABELS[kind], f"{number(spread.median)} s ({number(spread.low)} … {number(spread.high)})"]
         for kind in kinds
@@ -184,10 +187,10 @@ def section(result: Result) -> str:
     return f"""\
 A task ends; how long is it until the next one that wants its key is in its body? Two workers with
 {size["concurrency"]} pool processes each, broker {size["broker"]}; bodies take {number(size["body"] * 1e3)} ms.
-{size["waiting"]} tasks want the key at any time; in the line *all parked* they were there before the first began, and in
-*workers full* all slots are kept busy with unrelated tasks, so that a slot has to be had, too. Celery's retry comes back
-after {number(COUNTDOWN)} s. {size["handovers"]:,} hand-overs of ours and {size["peer_handovers"]:,} of each other kind,
-in {size["rounds"]} rounds.
+{size["waiting"]} tasks want the key at any time; in the line *all parked* they were there before the first began,
+and in *workers full* all slots are kept busy with unrelated tasks, so that a slot has to be had, too. Celery's retry
+comes back after {number(COUNTDOWN)} s. {size["handovers"]:,} hand-overs of ours and {size["peer_handovers"]:,} of each
+other kind, in {size["rounds"]} rounds.
 
 {table(["", "median", "99 %", "median, relative", "workers' CPU per task", "overlaps"], rows)}
 {without}
@@ -205,7 +208,9 @@ def draw(result: Result) -> Figure:
     from benchmarks import plots
 
     shown = {LABELS[kind]: result.measured.curves[kind] for kind in (*OURS, *PEERS) if kind in result.measured.curves}
-    return plots.curves(shown, "ms from the end of a body to the start of the next", ours=[LABELS[kind] for kind in OURS])
+    return plots.curves(
+        shown, "ms from the end of a body to the start of the next", ours=[LABELS[kind] for kind in OURS]
+    )
 
 
 BENCHMARK = Benchmark(

@@ -242,9 +242,10 @@ memory and entries are keys; in ZooKeeper, bytes are those of paths and data, an
 
 {table(["", "bytes each", "bytes, relative to our lock", "entries each", "entries left when all are given back"], rows)}
 {without}
-Besides, our store keeps {number(rounds.spread(CONSTANT, "entries").median)} keys in Redis, however many locks there were.
-python-redis-lock's last keys expire a second later. The other libraries keep a random token, or the task's id: nothing tells who holds the lock, since when, or where. Who
-waits for their locks keeps a connection, and a process of the pool.
+Besides, our store keeps {rounds.spread(CONSTANT, "entries").median:.0f} keys in Redis, however many locks there were.
+What python-redis-lock leaves, to wake up who waits, expires a second later. kazoo leaves the node of every key. The
+other libraries keep a random token, or the task's id: nothing tells who holds the lock, since when, or where. Who waits
+for their locks keeps a connection, and a process of the pool.
 """
 
 

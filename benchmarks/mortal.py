@@ -58,8 +58,12 @@ class Heimdall(HeimdallTask):
 def _live(key: str, seconds: float) -> None:
     """Note the process that holds the key, and go on until it dies."""
     signal.signal(EXIT, lambda *_: os._exit(137))
-    record(f"holds-{key}", time.monotonic(), float(os.getpid()))
-    time.sleep(seconds)
+    pid = float(os.getpid())
+    record(f"holds-{key}", time.monotonic(), pid)
+    try:
+        time.sleep(seconds)
+    finally:
+        record(f"interrupted-{key}", time.monotonic(), pid)
 
 
 @app.task(base=LockedTask, lock_key="{key}", lock_on_contention="wait", lock_ttl=TTL, acks_late=True)

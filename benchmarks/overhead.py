@@ -54,9 +54,7 @@ class Size:
 def measure(size: Size) -> Measured:
     """Run batches of each kind in turn."""
     found = Measured()
-    with prepared(
-        "benchmarks.tasks", results=True, workers=1, pool=size.pool, concurrency=size.concurrency
-    ) as scene:
+    with prepared("benchmarks.tasks", results=True, workers=1, pool=size.pool, concurrency=size.concurrency) as scene:
         for kind in KINDS:
             batch(scene, kind, max(10, size.tasks // 4))
         for kind in turns(list(KINDS), size.rounds):
@@ -107,8 +105,8 @@ acknowledged late, everything else with the bare task.
 
 The other libraries take their lock when they publish, with one command, and delete it at the end without looking whose
 it is; nothing is kept alive, and nothing stands in the way of a message that the broker delivers twice. *Two round
-trips* is a task that sends as many bytes to Redis and back, twice, on a bare socket: less a lock that is taken and given
-back at run time cannot cost.
+trips* is a task that sends as many bytes to Redis and back, twice, on a bare socket: less a lock that is taken and
+given back at run time cannot cost.
 """
 
 

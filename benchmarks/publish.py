@@ -2,8 +2,8 @@
 
 Run: ``python -m benchmarks.publish [--rounds 15] [--messages 300]``
 
-No worker runs. In turns, so many messages with new arguments are published as tasks of each kind, and then the same ones
-again, which are duplicates; then everything is deleted. CPU is this program's, which publishes.
+No worker runs. In turns, so many messages with new arguments are published as tasks of each kind, and then the same
+ones again, which are duplicates; then everything is deleted. CPU is this program's, which publishes.
 """
 
 from __future__ import annotations

@@ -139,12 +139,22 @@ def section(result: Result) -> str:
         ]
         for kind, part in INTERVALS.items()
     ]
-    head = ["", "interval", "calls per interval", "reads per interval", "CPU", "CPU, relative", "the server's CPU", "threads", "lost"]
+    head = [
+        "",
+        "interval",
+        "calls per interval",
+        "reads per interval",
+        "CPU",
+        "CPU, relative",
+        "the server's CPU",
+        "threads",
+        "lost",
+    ]
     return f"""\
-A process holds {size["leases"]:,} locks with a ttl of {number(size["ttl"])} s. Ours are renewed all in one batch, by one
-thread; python-redis-lock's each by a thread of its own, which was given a connection of its own, too.
-{size["rounds"]} rounds of {number(size["watched"])} s each. *Reads* are
-how often the server read from a connection: a batch comes in a few of them. *Lost* are those that were not renewed in time.
+A process holds {size["leases"]:,} locks with a ttl of {number(size["ttl"])} s. Ours are renewed all in one batch, by
+one thread; python-redis-lock's each by a thread of its own, which was given a connection of its own, too.
+{size["rounds"]} rounds of {number(size["watched"])} s each. *Reads* are how often the server read from a connection: a
+large batch comes in several. *Lost* are those that were not renewed in time.
 
 {table(head, rows)}
 
@@ -162,8 +172,8 @@ def draw(result: Result) -> Figure:
         title: {LABELS[kind]: rounds.spread(kind, quantity) for kind in INTERVALS}
         for title, quantity in (
             ("reads per interval", "reads"),
-            ("CPU, ms per second", "cpu_ms"),
-            ("the server's CPU, ms per second", "server_ms"),
+            ("CPU, ms/s", "cpu_ms"),
+            ("the server's CPU, ms/s", "server_ms"),
         )
     }
     return plots.bars(panels, ours=[LABELS[OURS]])

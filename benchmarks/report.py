@@ -6,6 +6,7 @@ What the page was made from lies beside it, as ``benchmarks.json``: so a test ca
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,17 @@ def page(results: Mapping[str, Result], benchmarks: Sequence[Benchmark[Any]]) ->
         parts += [
             f"## {one.title}\n",
             f"![{one.alt}]({_PICTURES}/{_picture(one)})\n",
-            one.section(result).strip() + "\n",
+            _wrapped(one.section(result)),
             _how(one, result),
         ]
     return "\n".join(parts)
+
+
+def _wrapped(text: str) -> str:
+    """Return a text whose lines are as long as those of other pages; figures have widths of their own."""
+    parts = [part.strip() for part in text.split("\n\n") if part.strip()]
+    wrap = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False).fill
+    return "\n\n".join(part if part.startswith("|") else wrap(part) for part in parts) + "\n"
 
 
 _INTRODUCTION = """\
@@ -76,8 +84,8 @@ What the locks cost, how soon they are passed on, and what becomes of them when 
 that do the same job. `make bench` measures all of it, on a machine of yours, too.
 
 All servers and workers are real, and run on one machine. Whatever is compared takes turns: a round measures every kind
-once, in an order that changes, and a ratio is that of two neighbours in one round. Figures are the median of the rounds,
-with the smallest and the largest in brackets.
+once, in an order that changes, and a ratio is that of two neighbours in one round. Figures are the median of the
+rounds, with the smallest and the largest in brackets.
 """
 
 _QUICK = """\
@@ -92,16 +100,16 @@ def _where(results: Sequence[Result]) -> str:
         lines = ", ".join(f"{name} {version}" for name, version in result.machine.items() if name != "machine")
         told.setdefault(f"{result.machine['machine']}; {lines}.", []).append(result.benchmark)
     if len(told) == 1:
-        return f"Measured on {next(iter(told))}\n"
-    return "".join(f"{', '.join(names)}: measured on {where}\n\n" for where, names in told.items())
+        return _wrapped(f"Measured on {next(iter(told))}")
+    return _wrapped("\n\n".join(f"Measured on {where} ({', '.join(names)})" for where, names in told.items()))
 
 
 def _how(benchmark: Benchmark[Any], result: Result) -> str:
     """Tell how to measure it again, and how busy the machine was."""
     before, after = result.load
     text = (
-        f"*`python -m benchmarks.{benchmark.name}`, {result.at[:16].replace('T', ' ')} UTC, {result.seconds:.0f} s; load "
-        f"of the machine {before:.1f} before and {after:.1f} after.*\n"
+        f"*`python -m benchmarks.{benchmark.name}`, {result.at[:16].replace('T', ' ')} UTC, {result.seconds:.0f} s; "
+        f"load of the machine {before:.1f} before and {after:.1f} after.*\n"
     )
     complaints = len(result.measured.complaints)
     return text + (f"\n**The workers complained {complaints} times in their logs.**\n" if complaints else "")

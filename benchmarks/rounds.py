@@ -36,8 +36,7 @@ class Rounds:
 
     def __init__(self, values: Mapping[str, Mapping[str, Sequence[float]]] | None = None) -> None:
         self.values: dict[str, dict[str, list[float]]] = {
-            kind: {name: list(each) for name, each in quantities.items()}
-            for kind, quantities in (values or {}).items()
+            kind: {name: list(each) for name, each in quantities.items()} for kind, quantities in (values or {}).items()
         }
 
     def add(self, kind: str, **quantities: float) -> None:

@@ -52,9 +52,7 @@ class Scene:
     _env: dict[str, str | None]
     _stack: ExitStack
 
-    def start(
-        self, name: str, *, pool: str = "prefork", concurrency: int = 2, queues: Sequence[str] = ()
-    ) -> Worker:
+    def start(self, name: str, *, pool: str = "prefork", concurrency: int = 2, queues: Sequence[str] = ()) -> Worker:
         """Start a worker, which is ready some seconds later (:meth:`wait_ready`)."""
         worker = Worker(
             self.app,
@@ -118,8 +116,9 @@ class Scene:
         return sum(cpu_of(one) for one in self.processes())
 
     def complaints(self) -> list[str]:
-        """Return what the workers complain of in their logs."""
-        return [complaint for worker in self.workers for complaint in worker.complaints()]
+        """Return what the workers complain of in their logs: of each record the first line, and the last."""
+        told = [complaint.strip().splitlines() for worker in self.workers for complaint in worker.complaints()]
+        return [" … ".join(dict.fromkeys((lines[0], lines[-1]))) for lines in told if lines]
 
 
 @contextmanager
@@ -178,7 +177,8 @@ def prepared(
 def cpu_of(process: psutil.Process) -> float:
     """Return the CPU seconds (user and system) that one process has used so far; none if it is gone."""
     try:
-        # The number of its CPU clock, by clock_getcpuclockid(3): nanoseconds, where /proc counts hundredths of a second.
+        # The number of its CPU clock, see clock_getcpuclockid(3): in nanoseconds, where /proc counts in hundredths of
+        # a second.
         return time.clock_gettime((~process.pid << 3) | 2)
     except OSError:
         return 0.0

@@ -209,13 +209,13 @@ def draw(result: Result) -> Figure:
     from benchmarks import plots
 
     rounds = result.rounds
+    kinds = [kind for kind in KINDS if kind in rounds]
     panels = {
-        title: {
-            label: rounds.spread(kind, quantity) for kind, label in KINDS.items() if rounds.of(kind, quantity)
-        }
-        for title, quantity in (("acquire and release, ms", "lock_ms"), ("hand-over, ms", "handover_ms"))
+        title: [rounds.spread(kind, quantity) if rounds.of(kind, quantity) else None for kind in kinds]
+        for title, quantity in (("acquire and release", "lock_ms"), ("hand-over", "handover_ms"))
     }
-    return plots.bars(panels, ours=[label for label in KINDS.values() if label.endswith("ours")])
+    ours = [kind.endswith("ours") for kind in kinds]
+    return plots.dots([KINDS[kind] for kind in kinds], panels, "ms", ours=ours, log=True)
 
 
 BENCHMARK = Benchmark(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import socket
-from typing import Any
 from urllib.parse import urlsplit
 
 import redis

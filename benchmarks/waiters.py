@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RETRY = "retry-"
+_CANNOT = "cannot: they wait in bodies, so no more than the pools have slots"
 _POLL = scripts.POLL.name
 
 
@@ -238,6 +239,7 @@ def section(result: Result) -> str:
         for waiters in size["retry_waiters"]
         for kind in [f"{_RETRY}{waiters}"]
     ]
+    rows.append(["redis-py's Lock, python-redis-lock, kazoo's Lock", _CANNOT, *["–"] * 5])
     together = 0
     quiet = []
     for waiters in size["waiters"]:
@@ -260,10 +262,12 @@ def section(result: Result) -> str:
         "store's time in scripts",
         "hand-over, median",
     ]
-    memory = {where: number(rounds.spread("memory", f"{where}_bytes").median) for where in ("worker", "locks", "broker")}
+    memory = {
+        where: number(rounds.spread("memory", f"{where}_bytes").median) for where in ("worker", "locks", "broker")
+    }
     return f"""\
 So many tasks wait for one key. What does one more of them cost, from its first try to its release? Two workers; bodies
-take {number(size["body"] * 1e3)} ms; in each of {size["rounds"]} rounds {size["window"]} tasks come and {size["window"]}
+take {number(size["body"] * 1e3)} ms; in each of {size["rounds"]} rounds {size["window"]} tasks come and as many
 have their turn, on one key after the other. Ours wait by `"wait"`; Celery's retry asks again after
 {number(COUNTDOWN)} s, without a line. Per task:
 
