@@ -58,12 +58,13 @@ class Size:
 
     rounds: int = option(7, "rounds")
     handovers: int = option(2000, "hand-overs of each of ours, in all rounds together")
-    peer_handovers: int = option(400, "hand-overs of each of the others, in all rounds together")
+    peer_handovers: int = option(280, "hand-overs of each of the others, in all rounds together")
     waiting: int = option(8, "how many tasks want the key at any time")
     body: float = option(0.01, "seconds that a body takes")
     passing: int = option(6, "unrelated tasks that are published behind waiters")
     waiters: int = option(60, "the waiters that these are published behind")
-    patience: float = option(1.0, "seconds for which the waiters have to wait then")
+    patience: float = option(0.5, "seconds for which the waiters have to wait then")
+    countdown: float = option(1.0, "seconds after which Celery's retry asks again")
     broker: str = option("redis", "redis or rabbitmq")
     concurrency: int = option(2, "pool processes of each of the two workers")
 
@@ -71,7 +72,8 @@ class Size:
 def measure(size: Size) -> Measured:
     """Hand keys over, in turns."""
     found, times = Measured(), defaultdict[str, list[float]](list)
-    with prepared(broker=size.broker, concurrency=size.concurrency, zookeeper=True) as scene:
+    env = {COUNTDOWN: str(size.countdown)}
+    with prepared(broker=size.broker, concurrency=size.concurrency, zookeeper=True, env=env) as scene:
         kinds = [*OURS, *PEERS]
         if scene.zookeeper is None:
             kinds.remove("kazoo")
@@ -189,8 +191,8 @@ A task ends; how long is it until the next one that wants its key is in its body
 {size["concurrency"]} pool processes each, broker {size["broker"]}; bodies take {number(size["body"] * 1e3)} ms.
 {size["waiting"]} tasks want the key at any time; in the line *all parked* they were there before the first began,
 and in *workers full* all slots are kept busy with unrelated tasks, so that a slot has to be had, too. Celery's retry
-comes back after {number(COUNTDOWN)} s. {size["handovers"]:,} hand-overs of ours and {size["peer_handovers"]:,} of each
-other kind, in {size["rounds"]} rounds.
+comes back after {number(size["countdown"])} s. {size["handovers"]:,} hand-overs of ours and
+{size["peer_handovers"]:,} of each other kind, in {size["rounds"]} rounds.
 
 {table(["", "median", "99 %", "median, relative", "workers' CPU per task", "overlaps"], rows)}
 {without}
@@ -217,7 +219,7 @@ BENCHMARK = Benchmark(
     "handover",
     "How soon the next task runs",
     Size(),
-    Size(rounds=2, handovers=20, peer_handovers=8, waiting=4, waiters=6, passing=2, patience=0.2),
+    Size(rounds=2, handovers=20, peer_handovers=8, waiting=4, waiters=6, passing=2, patience=0.2, countdown=0.2),
     measure,
     section,
     draw,

@@ -95,8 +95,8 @@ def measure(size: Size) -> Measured:
         libraries = [library for library in LIBRARIES if library != "kazoo" or scene.zookeeper]
         if scene.zookeeper is None:
             found.missing["kazoo"] = NO_ZOOKEEPER
-        # A slot for each holder, and for those that are being replaced.
-        slots = 2 * len(libraries)
+        # A slot for each holder, and some for those that are being replaced.
+        slots = len(libraries) + 3
         scene.start("doomed", concurrency=slots, queues=["doomed"])
         scene.start("survivors", concurrency=4, queues=["survivors"])
         numbers = itertools.count()

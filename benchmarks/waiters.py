@@ -1,6 +1,6 @@
 """What it costs that many wait: calls, server time and messages per task that got its turn; memory per parked task.
 
-Run: ``python -m benchmarks.waiters [--waiters 10 100 1000 10000] [--window 25] [--rounds 9]``
+Run: ``python -m benchmarks.waiters [--waiters 10 100 1000 10000] [--window 20] [--rounds 9]``
 
 On one key for each number, so many tasks are parked. In a round as many more as fit the window arrive on one key, and
 then the lock passes through as many tasks, so the line is as long as before; then comes the next key's turn. In between
@@ -41,12 +41,14 @@ class Size:
 
     rounds: int = option(9, "rounds")
     waiters: tuple[int, ...] = option((10, 100, 1000, 10_000), "how many wait")
-    window: int = option(25, "tasks that get their turn in a round")
-    body: float = option(0.01, "seconds that a body takes")
+    window: int = option(20, "tasks that get their turn in a round")
+    body: float = option(0.05, "seconds that a body takes")
     quiet: float = option(1.0, "seconds for which nothing happens but polling, in a round of that")
     quiet_rounds: int = option(7, "rounds of that")
     retry_waiters: tuple[int, ...] = option((10, 100, 1000), "how many wait by Celery's retry")
     retry_window: float = option(2.0, "seconds for which these are watched in a round")
+    retry_rounds: int = option(7, "rounds of these")
+    countdown: float = option(1.0, "seconds after which Celery's retry asks again")
     patience: float = option(300.0, "seconds for all to be parked")
 
 
@@ -57,8 +59,8 @@ def measure(size: Size) -> Measured:
     with prepared(separate_locks=True, concurrency=len(size.waiters) + 1) as scene:
         _ours(scene, size, found.rounds)
         found.complaints = scene.complaints()
-    with prepared(separate_locks=True) as scene:
-        for kind in turns([f"{_RETRY}{waiters}" for waiters in size.retry_waiters], size.rounds):
+    with prepared(separate_locks=True, env={COUNTDOWN: str(size.countdown)}) as scene:
+        for kind in turns([f"{_RETRY}{waiters}" for waiters in size.retry_waiters], size.retry_rounds):
             _retries(scene, size, kind, int(kind.removeprefix(_RETRY)), found.rounds)
         found.complaints += scene.complaints()
     return found
@@ -82,7 +84,6 @@ def _ours(scene: Scene, size: Size, rounds: Rounds) -> None:
         "memory",
         worker_bytes=(_resident(scene) - workers) / everybody,
         broker_bytes=broker.memory() / everybody,
-        locks_bytes=locks.memory() / everybody,
     )
     for kind in turns(list(lines), size.rounds):
         line = lines[kind]
@@ -262,14 +263,12 @@ def section(result: Result) -> str:
         "store's time in scripts",
         "hand-over, median",
     ]
-    memory = {
-        where: number(rounds.spread("memory", f"{where}_bytes").median) for where in ("worker", "locks", "broker")
-    }
+    memory = {where: number(rounds.spread("memory", f"{where}_bytes").median) for where in ("worker", "broker")}
     return f"""\
 So many tasks wait for one key. What does one more of them cost, from its first try to its release? Two workers; bodies
 take {number(size["body"] * 1e3)} ms; in each of {size["rounds"]} rounds {size["window"]} tasks come and as many
 have their turn, on one key after the other. Ours wait by `"wait"`; Celery's retry asks again after
-{number(COUNTDOWN)} s, without a line. Per task:
+{number(size["countdown"])} s, without a line. Per task:
 
 {table(head, rows)}
 
@@ -277,8 +276,8 @@ While nothing happens but that they wait, {len(size["waiters"])} keys together:
 
 {table(["waiting", "main processes' CPU", "store's time in scripts", "calls of the store"], quiet)}
 
-A parked task takes {memory["worker"]} bytes of its worker, {memory["locks"]} of the lock server, and {memory["broker"]}
-of the broker, which keeps its message, and the result back end.
+A parked task takes {memory["worker"]} bytes of its worker, and {memory["broker"]} of the broker, which keeps its
+message, and the result back end.
 """
 
 
@@ -309,7 +308,18 @@ BENCHMARK = Benchmark(
     "waiters",
     "What it costs that many wait",
     Size(),
-    Size(rounds=2, waiters=(3, 6), window=3, quiet=0.2, quiet_rounds=2, retry_waiters=(3, 6), retry_window=0.3),
+    Size(
+        rounds=2,
+        waiters=(3, 6),
+        window=3,
+        body=0.01,
+        quiet=0.2,
+        quiet_rounds=2,
+        retry_waiters=(3, 6),
+        retry_rounds=2,
+        retry_window=0.3,
+        countdown=0.2,
+    ),
     measure,
     section,
     draw,

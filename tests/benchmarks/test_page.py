@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import ALL, main
-from benchmarks.contended import COUNTDOWN
-from benchmarks.frame import Result
+from benchmarks.frame import Benchmark, Result
 from benchmarks.report import DOCS, page, publish, published
 from benchmarks.tables import number
 
@@ -73,7 +72,7 @@ def test_no_figure_of_the_text_is_written_by_hand(results: Results) -> None:
     plain = [
         each for size in sizes for each in (size if isinstance(size, list) else [size]) if not isinstance(each, str)
     ]
-    known = {told for each in [*plain, COUNTDOWN] for told in (number(each), number(each * 1e3), f"{each:,}")}
+    known = {told for each in plain for told in (number(each), number(each * 1e3), f"{each:,}")}
     common = set(NUMBER.findall(one)) & set(NUMBER.findall(other))
     assert common - known == set()
 
@@ -127,7 +126,7 @@ def test_the_same_results_make_the_same_files(results: Results, tmp_path: Path) 
 def test_there_is_no_page_before_every_benchmark_has_a_result(
     results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(one: Any, folder: Path, quick: bool) -> bool:
+    def run(one: Benchmark[Any], folder: Path, quick: bool) -> bool:
         results[one.name].save(folder)
         return one.name != "stores"
 
