@@ -32,8 +32,8 @@ format: $(VENV)/.dev ## rewrite the files as the linter and the formatter want t
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-bench: $(VENV)/.dev servers ## what a lock costs a task
-	@$(PY) -m benchmarks.overhead
+bench: $(VENV)/.dev servers ## measure everything, twenty minutes long, and write docs/benchmarks.md
+	@$(PY) -m benchmarks
 
 servers: ## install the servers that the tests need and that are missing (Debian)
 	@tools/install-servers

@@ -8,19 +8,22 @@ from __future__ import annotations
 import functools
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import redis
 
-from benchmarks.bodies import body, record
+from benchmarks.bodies import FOLDER, Bodies, body, record
+from benchmarks.scene import ZOOKEEPER
 from celery_distlock import LockedTask
 from celery_distlock.signals import lock_parked
 from tests.support.apps import make_app
 
-#: Where kazoo finds ZooKeeper (``host:port``), if there is one.
-ZOOKEEPER = "BENCH_ZOOKEEPER"
-#: Seconds after which Celery's retry asks again.
-COUNTDOWN = 1.0
+#: Seconds after which Celery's retry asks again; workers read it from the environment.
+COUNTDOWN = "BENCH_COUNTDOWN"
+_countdown = float(os.environ.get(COUNTDOWN, "1.0"))
+#: The file of this name and the key says that nobody is to ask again.
+RETRIES_OVER = "no-more-"
 
 # The publisher has no result back end: it would subscribe to every result, and wants none of them.
 app = make_app(__name__, distlock_max_parked=60_000, task_acks_late=True, task_ignore_result=False)
@@ -32,10 +35,23 @@ def ours(key: str, seconds: float) -> None:
     _work(key, seconds)
 
 
+@app.task(base=LockedTask, lock_key="{key}", lock_on_contention="wait")
+def gated(key: str, seconds: float, window: int, gate: str) -> None:
+    """Wait in the main process. The first one, and each last one of a window, holds its key until the gate is opened.
+
+    It is opened by one more byte in the file ``gate``.
+    """
+    _work(key, seconds)
+    ended = len(Bodies(_folder(), key))
+    if (ended - 1) % window == 0:
+        file, openings = Path(gate), 1 + (ended - 1) // window
+        while not file.exists() or file.stat().st_size < openings:
+            time.sleep(0.001)
+
+
 @lock_parked.connect(weak=False)
 def _parked(key: str, **_: Any) -> None:
-    now = time.monotonic()
-    record(f"parked-{key}", now, now)
+    _note(f"parked-{key}")
 
 
 @functools.cache
@@ -79,8 +95,13 @@ def kazoo(key: str, seconds: float) -> None:
 def celery_retry(self: Any, key: str, seconds: float) -> None:
     """Ask, and otherwise come back later: redis-py's Lock without waiting, and Celery's retry with a countdown."""
     lock = _client().lock(f"celery-retry:{key}", timeout=30)
+    if (_folder() / f"{RETRIES_OVER}{key}").exists():
+        _note(f"over-{key}")
+        return
     if not lock.acquire(blocking=False):
-        raise self.retry(countdown=COUNTDOWN)
+        if not self.request.retries:
+            _note(f"tried-{key}")
+        raise self.retry(countdown=_countdown)
     try:
         _work(key, seconds)
     finally:
@@ -91,6 +112,15 @@ def celery_retry(self: Any, key: str, seconds: float) -> None:
 def unrelated(seconds: float) -> None:
     """Want no lock."""
     _work("unrelated", seconds)
+
+
+def _folder() -> Path:
+    return Path(os.environ[FOLDER])
+
+
+def _note(name: str) -> None:
+    now = time.monotonic()
+    record(name, now, now)
 
 
 def _work(key: str, seconds: float) -> None:

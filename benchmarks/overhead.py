@@ -1,116 +1,144 @@
-"""What the lock costs: CPU and time of a no-op task with and without it, in one interleaved run.
+"""What the lock costs: CPU and time of a no-op task with and without it, and under other libraries' locks.
 
-Run: ``python -m benchmarks.overhead [--rounds 9] [--tasks 2000] [--pool prefork]``
+Run: ``python -m benchmarks.overhead [--rounds 18] [--tasks 500] [--pool prefork]``
 
-One real worker on one real Redis runs batches of both tasks in turn; every figure is the ratio of two neighbouring
-batches, so whatever else the machine is doing hits both alike. CPU is that of the worker's main process and its
-children (user and system). Prints the median of the rounds and their spread.
+One real worker on one real Redis runs batches of each kind of task in turn. CPU is that of the publisher, which is
+where the other libraries take their locks, of the worker's main process and its children, and of the Redis server,
+which is broker, result store and lock store for all. Every key is a new one.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import statistics
+import itertools
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import celery
 import psutil
-import redis
 
-from benchmarks import tasks
-from tests.support.redis_server import RedisServer
-from tests.support.workers import Pool, Settings, Worker
+from benchmarks.frame import Benchmark, Measured, Result, alone, option
+from benchmarks.rounds import turns
+from benchmarks.scene import Scene, cpu_of, prepared
+from benchmarks.tables import LABELS, figure, ratio, table
 
-KINDS = ("bare", "floor", "locked", "locked_keyed", "locked_late", "bare_late")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-
-@contextmanager
-def running(pool: str, concurrency: int) -> Iterator[tuple[Any, psutil.Process]]:
-    """Start Redis and a worker; yield the publisher's tasks module and the worker's process."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = RedisServer(Path(folder) / "redis")
-        settings = Settings(server.url_of(0), server.url_of(1), server.url_of(2), Path(folder) / "journal")
-        os.environ.update(settings.env)
-        tasks.configure()
-        worker = Worker(
-            "benchmarks.tasks",
-            replace(settings),
-            Path(folder) / "worker.log",
-            pool=cast(Pool, pool),
-            concurrency=concurrency,
-            options=["--loglevel", "WARNING"],
-            name="bench",
-        )
-        try:
-            # At this log level the worker does not say that it is ready; a result does.
-            tasks.bare.delay(0).get(timeout=30)
-            yield tasks, psutil.Process(worker.pid)
-        finally:
-            worker.end()
-            server.stop()
+#: What is measured, and what it is divided by.
+KINDS = {
+    "bare": "bare",
+    "floor": "bare",
+    "locked": "bare",
+    "locked_keyed": "bare",
+    "unique": "bare",
+    "celery_once": "bare",
+    "celery_singleton": "bare",
+    "celery_heimdall": "bare",
+    "bare_late": "bare_late",
+    "locked_late": "bare_late",
+}
+_numbers = itertools.count()
 
 
-def cpu_of(process: psutil.Process) -> float:
-    """Return the CPU seconds used so far by a process and its children."""
-    return sum(
-        times.user + times.system for times in (one.cpu_times() for one in [process, *process.children(recursive=True)])
-    )
+@dataclass(frozen=True)
+class Size:
+    """How much."""
+
+    rounds: int = option(18, "rounds")
+    tasks: int = option(500, "tasks of each kind in a round")
+    pool: str = option("prefork", "prefork, threads, solo, gevent or eventlet")
+    concurrency: int = option(2, "slots of the pool")
 
 
-def batch(module: Any, process: psutil.Process, kind: str, count: int) -> tuple[float, float]:
-    """Run ``count`` tasks; return CPU seconds and wall seconds per task."""
-    task = getattr(module, kind)
-    cpu, started = cpu_of(process), time.perf_counter()
-    results = [task.delay(number) for number in range(count)]
-    for result in results:
-        result.get(timeout=60)
-    wall = time.perf_counter() - started
-    return (cpu_of(process) - cpu) / count, wall / count
-
-
-def main() -> int:
-    """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tasks", type=int, default=2000)
-    parser.add_argument("--pool", default="prefork", choices=["prefork", "threads", "solo"])
-    parser.add_argument("--concurrency", type=int, default=2)
-    options = parser.parse_args()
-    print(
-        f"Python {platform.python_version()}, celery {celery.__version__}, redis-py {redis.__version__}, "
-        f"{os.cpu_count()} cores, {options.pool} x {options.concurrency}, "
-        f"{options.rounds} rounds of {options.tasks} tasks each"
-    )
-    cpu: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    wall: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    with running(options.pool, options.concurrency) as (module, process):
+def measure(size: Size) -> Measured:
+    """Run batches of each kind in turn."""
+    found = Measured()
+    with prepared("benchmarks.tasks", results=True, workers=1, pool=size.pool, concurrency=size.concurrency) as scene:
         for kind in KINDS:
-            batch(module, process, kind, options.tasks // 4)
-        for _ in range(options.rounds):
-            for kind in KINDS:
-                spent, took = batch(module, process, kind, options.tasks)
-                cpu[kind].append(spent)
-                wall[kind].append(took)
-    for kind in KINDS:
-        base = "bare_late" if kind.endswith("_late") else "bare"
-        ratios = sorted(a / b for a, b in zip(cpu[kind], cpu[base], strict=True))
-        walls = sorted(a / b for a, b in zip(wall[kind], wall[base], strict=True))
-        print(
-            f"{kind:13} {statistics.median(cpu[kind]) * 1e6:7.0f} us CPU/task   "
-            f"CPU x {statistics.median(ratios):.3f} [{ratios[0]:.3f} .. {ratios[-1]:.3f}]   "
-            f"time x {statistics.median(walls):.3f} [{walls[0]:.3f} .. {walls[-1]:.3f}]"
-        )
-    return 0
+            batch(scene, kind, max(10, size.tasks // 4))
+        for kind in turns(list(KINDS), size.rounds):
+            found.rounds.add(kind, **batch(scene, kind, size.tasks))
+        found.complaints = scene.complaints()
+    return found
 
+
+def batch(scene: Scene, kind: str, count: int) -> dict[str, float]:
+    """Run ``count`` tasks; return microseconds per task."""
+    task: Any = getattr(scene.tasks, kind)
+    redis = psutil.Process(scene.server.process.pid)
+    worker, server, publisher, began = scene.cpu(), cpu_of(redis), time.process_time(), time.perf_counter()
+    for result in [task.delay(next(_numbers)) for _ in range(count)]:
+        result.get(timeout=60)
+    spent = {
+        "time": time.perf_counter() - began,
+        "publisher": time.process_time() - publisher,
+        "worker": scene.cpu() - worker,
+        "server": cpu_of(redis) - server,
+    }
+    spent["cpu"] = spent["publisher"] + spent["worker"]
+    return {f"{name}_us": seconds / count * 1e6 for name, seconds in spent.items()}
+
+
+def section(result: Result) -> str:
+    """Tell it."""
+    size, rounds = result.size, result.rounds
+    rows = [
+        [
+            LABELS[kind],
+            figure(rounds.spread(kind, "cpu_us"), "µs"),
+            *(
+                "1" if kind == base else ratio(rounds.ratio(kind, quantity, base))
+                for quantity in ("cpu_us", "worker_us", "time_us", "server_us")
+            ),
+        ]
+        for kind, base in KINDS.items()
+        if kind in rounds
+    ]
+    return f"""\
+How much more does a task cost that takes a lock, of a key that nobody else wants? One worker ({size["pool"]},
+{size["concurrency"]} slots) runs {size["rounds"]} rounds of {size["tasks"]:,} tasks of each kind, which do nothing. CPU
+is that of the publisher and the worker together. What is acknowledged late is compared with the bare task that is
+acknowledged late, everything else with the bare task.
+
+{table(["", "CPU per task", "CPU", "of it the worker's", "time", "the server's CPU"], rows)}
+
+The other libraries take their lock when they publish, with one command, and delete it at the end without looking whose
+it is; nothing is kept alive, and nothing stands in the way of a message that the broker delivers twice. *Two round
+trips* is a task that sends as many bytes to Redis and back, twice, on a bare socket: less a lock that is taken and
+given back at run time cannot cost.
+"""
+
+
+def draw(result: Result) -> Figure:
+    """Picture the ratios."""
+    from benchmarks import plots
+
+    rounds = result.rounds
+    kinds = [kind for kind, base in KINDS.items() if kind != base and kind in rounds]
+    labels = [LABELS[kind] for kind in kinds]
+    return plots.dots(
+        labels,
+        {
+            "CPU, publisher and worker": [rounds.ratio(kind, "cpu_us", KINDS[kind]) for kind in kinds],
+            "time": [rounds.ratio(kind, "time_us", KINDS[kind]) for kind in kinds],
+        },
+        "relative to the same task without a lock (1 = no cost)",
+        ours=[not kind.startswith("celery") and kind != "floor" for kind in kinds],
+        mark=1.0,
+    )
+
+
+BENCHMARK = Benchmark(
+    "overhead",
+    "What a lock costs a task",
+    Size(),
+    Size(rounds=2, tasks=20),
+    measure,
+    section,
+    draw,
+    "CPU and time per task relative to the task without a lock, for each kind of lock",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(alone(BENCHMARK))

@@ -1,30 +1,39 @@
-"""The tasks that the benchmarks run."""
+"""Tasks that do nothing, each under another library's lock: what is measured is the lock alone.
+
+All libraries keep their locks in the same Redis database.
+"""
 
 from __future__ import annotations
 
-import os
+import functools
 import socket
 from urllib.parse import urlsplit
 
-from celery import Celery
+import redis
+from celery_heimdall import HeimdallTask
+from celery_once import QueueOnce
+from celery_singleton import Singleton
 
 from celery_distlock import LockedTask
+from tests.support.apps import make_app
 
-app = Celery("benchmarks.tasks")
-
-
-def configure() -> None:
-    """Read the addresses from the environment; called again by the benchmark once it knows them."""
-    app.conf.update(
-        broker_url=os.environ.get("BROKER_URL", "memory://"),
-        result_backend=os.environ.get("RESULT_BACKEND", "cache+memory://"),
-        distlock_url=os.environ.get("DISTLOCK_URL", "memory://"),
-        broker_connection_retry_on_startup=True,
-        worker_prefetch_multiplier=8,
-    )
+app = make_app(__name__, worker_prefetch_multiplier=8)
+_locks = app.conf.get("distlock_url", "redis://localhost")
+app.conf.update(
+    ONCE={"backend": "celery_once.backends.Redis", "settings": {"url": _locks, "default_timeout": 3600}},
+    singleton_backend_url=_locks,
+    # A duplicate is told at once, as the other libraries do it; the default is to wait for a second.
+    heimdall_unique_lock_blocking=False,
+)
 
 
-configure()
+class Heimdall(HeimdallTask):
+    """Keep the locks where the others' are; by default they are beside the results."""
+
+    abstract = True
+
+    def setup_redis(self) -> redis.Redis:
+        return redis.Redis.from_url(_locks)
 
 
 @app.task
@@ -42,7 +51,34 @@ def locked_keyed(number: int) -> None:
     """Do nothing, under a lock named by a template."""
 
 
-_socket: socket.socket | None = None
+@app.task(base=LockedTask, unique_while="queued_or_running")
+def unique(number: int) -> None:
+    """Do nothing, under a lock, and not be queued twice either."""
+
+
+@app.task(base=QueueOnce)
+def celery_once(number: int) -> None:
+    """Do nothing, under celery-once's lock."""
+
+
+@app.task(base=Singleton)
+def celery_singleton(number: int) -> None:
+    """Do nothing, under celery-singleton's lock."""
+
+
+@app.task(base=Heimdall, heimdall={"unique": True})
+def celery_heimdall(number: int) -> None:
+    """Do nothing, under celery-heimdall's lock."""
+
+
+@functools.cache
+def _socket() -> socket.socket:
+    address = urlsplit(app.conf.distlock_url)
+    made = socket.create_connection((address.hostname, address.port))
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
+
+
 #: As long as what acquires a lock; the server answers with as much.
 _PING = b"*2\r\n$4\r\nPING\r\n$700\r\n" + b"x" * 700 + b"\r\n"
 
@@ -50,14 +86,9 @@ _PING = b"*2\r\n$4\r\nPING\r\n$700\r\n" + b"x" * 700 + b"\r\n"
 @app.task
 def floor(number: int) -> None:
     """Do nothing but two round trips to the lock store on a bare socket: less no lock of this kind can cost."""
-    global _socket
-    if _socket is None:
-        address = urlsplit(app.conf.distlock_url)
-        _socket = socket.create_connection((address.hostname, address.port))
-        _socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for _ in range(2):
-        _socket.sendall(_PING)
-        _socket.recv(4096)
+        _socket().sendall(_PING)
+        _socket().recv(4096)
 
 
 @app.task(acks_late=True)
