@@ -378,7 +378,7 @@ class Parking:
         """Have one that has got its number stand behind the others; in line, where there are no numbers to be had."""
         row.drawing -= 1
         if parked.owner in self._parked:
-            if parked.number is None and not row.declined:
+            if parked.number is None and not row.keeps_behind:
                 parked.aside = False
                 self._stand(parked, row)
             else:
@@ -435,7 +435,7 @@ class Parking:
         with self._granting:
             declined = self._confirm_offers()
         for parked in declined:
-            parked.line.call(partial(self._decline, parked.group))
+            parked.line.call(partial(self._decline_offer, parked))
 
     def _confirm_offers(self) -> list[ParkedRequest]:
         """Confirm as many offers as there are slots; return the others, one for each key."""
@@ -464,6 +464,14 @@ class Parking:
                     self.wake(parked)
             self._hand_over(granted)
         return list({parked.group: parked for parked in declined}.values())
+
+    def _decline_offer(self, parked: ParkedRequest) -> None:
+        """Decline an offer for which there is no slot, if it is one."""
+        try:
+            if parked.line.is_offered(parked):
+                self._decline(parked.group)
+        except StoreUnavailable:
+            self._decline(parked.group)
 
     def _decline(self, group: _Group) -> None:
         """Have all of this key leave the line until one of them has got a slot."""

@@ -51,6 +51,11 @@ class Row(dict[str, _T]):
         return self.declined or bool(self._behind) or self.drawing > 0 or len(self) >= self.size
 
     @property
+    def keeps_behind(self) -> bool:
+        """Whether nobody may take a place now without overtaking others."""
+        return self.declined or bool(self._behind)
+
+    @property
     def is_over(self) -> bool:
         """Whether nobody is left."""
         return not (self or self._behind or self.drawing or self.declined)

@@ -14,7 +14,8 @@ from celery_distlock import LockConfigError, LockContended, LockTimeout
 from tests.support.redis_server import RedisServer
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
-pytestmark = pytest.mark.xdist_group("call options")
+# They are told apart by the leases' ttl, which in ZooKeeper is the session's.
+pytestmark = [pytest.mark.xdist_group("call options"), pytest.mark.locks_in_redis]
 
 APP = "tests.worker.apps.contention_options"
 EXPECTED = [r"LockContended", r"LockTimeout", r"LockConfigError"]

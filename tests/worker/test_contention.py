@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from celery import group, states
@@ -340,8 +341,11 @@ class Breakable:
 
 @pytest.fixture(scope="module")
 def breakable(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Breakable]:
-    proxy = Proxy(redis_server.host, redis_server.port)
     direct = fresh_databases(redis_server).locks
+    where = urlsplit(direct)
+    assert where.hostname
+    assert where.port
+    proxy = Proxy(where.hostname, where.port)
     expected = [*EXPECTED, r"StoreUnavailable", r"is unavailable"]
     try:
         with shared_workers(

@@ -45,6 +45,8 @@ __all__ = ["ZooKeeperQueueing"]
 class ZooKeeperQueueing(Queueing):
     """The part of :class:`ZooKeeperStore` that deals with waiters."""
 
+    guesses = True
+
     _layout: Layout
     _ours: Contenders
 

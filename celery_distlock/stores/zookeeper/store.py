@@ -262,19 +262,18 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
         lonely = time.monotonic() - _LONELY
         resting = self._resting(pairs, wanted, end)
         asked: list[requests.Request] = []
-        quick: set[int] = set()
+        leaving: list[tuple[str, str]] = []
         for (index, path), rest in zip(wanted, resting, strict=True):
             lease, record = pairs[index]
             known = ours.known_of(lease)
             more = [] if rest is None else [*rest.operations]
             if record is not None:
                 more.append(requests.made(self._layout.completion(record), ours.completions.data(record, end)))
-            elif rest is None and known is not None and known.path == path and known.alone_since > lonely:
+            if rest is None and known is not None and known.path == path and known.alone_since > lonely:
                 more.append(requests.deleted(self._layout.lock(lease.key)))
-            if more:
-                quick.add(index)
+            else:
+                leaving.append((lease.key, path))
             asked.append(requests.together(requests.deleted(path), *more) if more else requests.delete(path))
-        leaving = [(pairs[index][0].key, path) for index, path in wanted if index not in quick]
         replies = ours.session.exchange(asked, end, ours.clean(leaving)).replies if asked else []
         removed = []
         for (index, path), rest, reply in zip(wanted, resting, replies, strict=True):
