@@ -15,9 +15,11 @@ demo: $(VENV)/.demo ## the flash sale and the double charge, unlocked and locked
 
 test: $(VENV)/.dev servers ## all tests but the slow ones
 	@$(PYTEST) --durations=15
+	@$(PYTEST) --durations=5 --locks zookeeper -m "also_in_zookeeper and not slow" tests/worker
 
-test-slow: $(VENV)/.dev servers ## the slow tests
+test-slow: $(VENV)/.dev servers ## the slow tests, and all of the workers' tests with locks in ZooKeeper
 	@$(PYTEST) --durations=15 -m slow
+	@$(PYTEST) --durations=15 --locks zookeeper -m "" tests/worker
 
 lab: $(VENV)/.dev servers ## break things for some time and judge what happened: make lab SEED=7 MINUTES=3 STORE=zookeeper
 	@$(PY) -m tests.lab --store $(or $(STORE),redis) --minutes $(or $(MINUTES),1) $(if $(SEED),--seed $(SEED))

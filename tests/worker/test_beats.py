@@ -20,6 +20,8 @@ from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import Settings
 
+pytestmark = pytest.mark.also_in_zookeeper
+
 APP = "tests.worker.apps.beats"
 ROOT = Path(__file__).parents[2]
 

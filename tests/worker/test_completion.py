@@ -21,7 +21,7 @@ from tests.support.workers import LoadApp, Settings, StartWorker, Worker
 from tests.worker.behind import assert_nothing_left, behind, left_in, records_in
 from tests.worker.faults import PATIENCE, RedisBroker, received
 
-pytestmark = pytest.mark.xdist_group("completion")
+pytestmark = [pytest.mark.xdist_group("completion"), pytest.mark.also_in_zookeeper]
 
 APP = "tests.worker.apps.faults_redelivery"
 

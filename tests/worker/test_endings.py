@@ -16,6 +16,8 @@ from tests.support.workers import POOLS, LoadApp, Pool, StartWorker
 from tests.worker.behind import assert_nothing_left
 from tests.worker.watching import assert_free_at_once
 
+pytestmark = pytest.mark.also_in_zookeeper
+
 ENDINGS = "tests.worker.apps.endings"
 
 #: Tasks and what their result is: a value, an exception, or None where there is none to wait for.

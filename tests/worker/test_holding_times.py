@@ -21,7 +21,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
-pytestmark = pytest.mark.xdist_group("holding times")
+pytestmark = [pytest.mark.xdist_group("holding times"), pytest.mark.also_in_zookeeper]
 
 APP = "tests.worker.apps.holding"
 EXPECTED = [r"LockLost", r"ValueError"]

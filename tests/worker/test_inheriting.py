@@ -13,7 +13,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
-pytestmark = pytest.mark.xdist_group("inheriting")
+pytestmark = [pytest.mark.xdist_group("inheriting"), pytest.mark.also_in_zookeeper]
 
 APP = "tests.worker.apps.inheriting"
 

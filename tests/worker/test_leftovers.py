@@ -12,6 +12,8 @@ from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.behind import assert_nothing_left, behind
 from tests.worker.faults import PATIENCE, RedisBroker
 
+pytestmark = pytest.mark.also_in_zookeeper
+
 APP = "tests.worker.apps.faults_store"
 
 COUNTS = [500, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]

@@ -23,7 +23,7 @@ from tests.support.workers import LoadApp, Settings, StartWorker
 from tests.worker.behind import behind
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
-pytestmark = pytest.mark.xdist_group("parking")
+pytestmark = [pytest.mark.xdist_group("parking"), pytest.mark.also_in_zookeeper]
 
 APP = "tests.worker.apps.parking"
 

@@ -16,6 +16,8 @@ from tests.support.workers import POOLS, LoadApp, Pool, Settings, StartWorker
 from tests.worker.faults import PATIENCE, received
 from tests.worker.parked import all_is_well, in_line, some
 
+pytestmark = pytest.mark.also_in_zookeeper
+
 APP = "tests.worker.apps.parking_faults"
 WORK = f"{APP}.work"
 QUORUM = {"queue_arguments": {"x-queue-type": "quorum"}, "exchange_type": "topic"}

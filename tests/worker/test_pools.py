@@ -18,6 +18,8 @@ from tests.support.workers import LoadApp, StartWorker
 from tests.worker.behind import assert_nothing_left
 from tests.worker.watching import Death, assert_free_at_once, first_grant, lock_of, seen_held
 
+pytestmark = pytest.mark.also_in_zookeeper
+
 ENDINGS = "tests.worker.apps.endings"
 
 #: What Celery logs of killed children.

@@ -28,9 +28,7 @@ from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.behind import behind
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
-pytestmark = pytest.mark.xdist_group("unique")
-
-pytestmark = pytest.mark.xdist_group("unique")
+pytestmark = [pytest.mark.xdist_group("unique"), pytest.mark.also_in_zookeeper]
 
 APP = "tests.worker.apps.unique"
 EXPECTED = [r"LockContended", r"WorkerLostError", r"Terminated", r"LockTimeout"]
