@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -26,6 +27,9 @@ class WardenStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self.warden = Warden(worker)
+        with contextlib.suppress(LockConfigError):
+            # Its client is imported here once, and not by each child for its first task. What is wrong, start() tells.
+            store_of(worker.app)
 
     def include(self, worker: Any) -> bool:
         """Have the warden stopped last: the order among unrelated steps is not defined, and the pool is one."""

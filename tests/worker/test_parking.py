@@ -152,31 +152,25 @@ class TestMany:
 
         draws = settings.locks.startswith("redis:")
 
-        def line(count: int) -> None:
+        def line(count: int) -> list[str]:
             def found() -> list[dict[str, Any]] | None:
                 [answer] = (tasks.app.control.inspect(timeout=PATIENCE, limit=1)._request("locks") or {}).values()
                 entries: list[dict[str, Any]] = answer["parked"]
-                numbered = [entry for entry in entries if entry["ticket"]]
-                return numbered if len(entries) == len(numbered) == count else None
+                return entries if len(entries) == count and all(entry["ticket"] for entry in entries) else None
 
-            numbered = eventually(found, PATIENCE, f"{count} tickets")
-            assert numbered is not None
-            order = [entry["id"] for entry in sorted(numbered, key=lambda entry: int(entry["ticket"]))]
-            assert order == [task_id for task_id in arrived if task_id in order]
+            entries = eventually(found, PATIENCE, f"{count} tickets")
+            assert entries is not None
+            return [entry["id"] for entry in sorted(entries, key=lambda entry: int(entry["ticket"]))]
 
-        eventually(
-            lambda: {entry["id"] for entry in journal.entries("parked")} >= results.keys(), PATIENCE, "90 parked"
-        )
-        arrived = list(dict.fromkeys(entry["id"] for entry in journal.entries("parked", key="k")))
-        line(90)
+        arrived = line(90)
         revoked = set(random.Random(0).sample(arrived, 30))
         with behind(settings.locks) as store:
             # In ZooKeeper places are taken at once, or not at all.
             many = MOST if draws else 90
             eventually(lambda: store.waiting("k") == many, PATIENCE, "those who stand in the store's line")
         tasks.app.control.revoke(list(revoked))
-        line(60)
-        left = [task_id for task_id in arrived if task_id not in revoked]
+        left = line(60)
+        assert left == [task_id for task_id in arrived if task_id not in revoked]
         with redis.Redis.from_url(settings.broker) as client:
             client.rpush("gate:k", "open")
         for task_id in left:
