@@ -93,7 +93,7 @@ def a_replica_takes_over_that_missed_the_last_writes(scene: Scene, rng: random.R
             client.replicaof(between.host, between.port)
 
             def in_step(client: redis.Redis = client) -> bool:
-                return client.info("replication")["master_link_status"] == "up"
+                return bool(client.info("replication")["master_link_status"] == "up")
 
             eventually(in_step, 20.0, "a replica in step")
             between.pause("client")
