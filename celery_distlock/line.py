@@ -117,6 +117,8 @@ class Line:
         self._gap = False
         #: When all are polled next.
         self._tick = 0.0
+        #: When the thread wakes up by itself; infinite while it is awake: it may be about to sleep.
+        self._wakes_at = math.inf
         #: When the line is closed, if nobody comes.
         self._closes_at = math.inf
         self._listener: Listener | None = None
@@ -136,6 +138,9 @@ class Line:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="distlock-line", daemon=True)
             self._thread.start()
+        elif self._wakes_at > time.monotonic() + self._interval:
+            # While nobody waits it sleeps for longer than a place lasts that nobody refreshes.
+            self._wake.set()
 
     def enqueue(self, waiter: Waiter, ticket: int | None = None) -> Lease | Ticket | Contended | Completed:
         """Ask the store for the key, or a place.
@@ -266,7 +271,10 @@ class Line:
     def _run(self) -> None:
         while True:
             try:
-                self._wake.wait(self._pause())
+                pause = self._pause()
+                self._wakes_at = time.monotonic() + pause
+                self._wake.wait(pause)
+                self._wakes_at = math.inf
                 self._wake.clear()
                 self._make_calls()
                 self._say_farewell()

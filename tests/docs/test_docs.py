@@ -114,7 +114,8 @@ def exists(command: list[str]) -> bool:
     """Return whether a command that is not one of ``celery`` can be given."""
     if command[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        return set(command[1:]) <= set(targets)
+        asked = {word for word in command[1:] if not re.fullmatch(r"[A-Z]+=\S*", word)}
+        return asked <= set(targets)
     if command[:2] == ["pip", "install"]:
         required = re.fullmatch(r"([\w-]+)\[(\w+)\]", command[2])
         known = project()

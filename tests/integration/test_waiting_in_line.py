@@ -274,6 +274,34 @@ def test_a_waiter_asks_when_the_holders_lease_ends(store: LockStore) -> None:
     waiter.end()
 
 
+def test_a_place_is_kept_for_whoever_comes_when_nobody_has_waited_for_a_moment(
+    store: LockStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store, Queueing)
+    holder = Lock("k", store=store)
+    holder.acquire()
+    first = Waiting(Lock("k", store=store))
+    eventually(lambda: places(store) == 1, 5, "one in the line")
+    holder.release()
+    assert first.got_it()
+    # The thread of the line has nobody to ask about now, and sleeps.
+    running = line._lines[store]
+    eventually(lambda: running._wakes_at < float("inf") and running._closes_at < float("inf"), 5, "an idle line")
+    polled = threading.Event()
+    poll = store.poll
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        polled.set()
+        return poll(*args, **kwargs)
+
+    monkeypatch.setattr(store, "poll", noted)
+    second = Waiting(Lock("k", store=store))
+    assert polled.wait(store.claim_ttl), "nobody kept its place"
+    first.end()
+    assert second.got_it()
+    second.end()
+
+
 def test_a_waiter_that_a_late_poll_has_entered_again_is_taken_out(
     store: LockStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

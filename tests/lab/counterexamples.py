@@ -13,12 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from tests.lab.history import Tail
 from tests.lab.redis_faults import BREAKING as REDIS_BREAKING
 from tests.lab.run import Outcome, StoreName, conclude, open_site
 from tests.lab.scenarios import Script, holder
 from tests.lab.scene import Scene
 from tests.lab.sites import RedisSite, ZooKeeperSite
+from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
 
 __all__ = ["COUNTEREXAMPLES", "Counterexample", "show"]
 
@@ -73,6 +78,35 @@ def the_server_restarts_without_its_data(scene: Scene, rng: random.Random) -> No
     for _ in range(5):
         holder(scene)
         REDIS_BREAKING["server_restarted_without_its_data"].run(scene, rng)
+        time.sleep(2.0)
+
+
+@counterexample("redis", lockers=3, styles=("try",), hold=1.5)
+def a_replica_takes_over_that_missed_the_last_writes(scene: Scene, rng: random.Random) -> None:
+    assert isinstance(scene.site, RedisSite)
+    primary = scene.site.server
+    for n in range(3):
+        replica = RedisServer(scene.folder / f"replica{n}")
+        scene.site.replicas.append(replica)
+        between = Proxy(primary.host, primary.port)
+        with replica.client() as client:
+            client.replicaof(between.host, between.port)
+
+            def in_step(client: redis.Redis = client) -> bool:
+                return bool(client.info("replication")["master_link_status"] == "up")
+
+            eventually(in_step, 20.0, "a replica in step")
+            between.pause("client")
+            time.sleep(2.0)
+            holder(scene)
+            begun = time.monotonic()
+            primary.kill()
+            between.close()
+            client.replicaof("NO", "ONE")
+        for locker in scene.lockers:
+            locker.wire.lead_to(replica)
+        scene.note("breaks", what="lose data", since=begun)
+        primary = replica
         time.sleep(2.0)
 
 

@@ -85,7 +85,13 @@ def anybody(scene: Scene, rng: random.Random) -> Actor | WorkerActor:
 def a_child(scene: Scene, rng: random.Random) -> tuple[WorkerActor, int]:
     """Return a pool process, by preference one that holds a lock."""
     worker = a_worker(scene, rng)
-    pool = eventually(worker.pool, 20.0, f"pool processes of {worker}")
+
+    def look() -> list[int]:
+        if not worker.alive:
+            worker.start()
+        return worker.pool()
+
+    pool = eventually(look, 30.0, f"pool processes of {worker}", every=0.05)
     open_holds: dict[str, int] = {}
     for event in Tail(scene.history).read():
         if event.get("event") == "believes":

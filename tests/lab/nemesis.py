@@ -43,6 +43,7 @@ class Nemesis:
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, self._rng.uniform(*PEACE)))
+            self._scene.revive()
             chosen = [self._choose()]
             if self._rng.random() < TOGETHER:
                 chosen.append(self._choose())

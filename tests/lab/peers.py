@@ -22,11 +22,19 @@ __all__ = ["PLAYS", "PeerPlay", "perform"]
 
 @dataclass(frozen=True)
 class PeerPlay:
-    """A lock of somebody else's, and what happens to whoever holds it."""
+    """A lock of somebody else's, and what happens to whoever holds it.
+
+    Attributes:
+        kind: whose.
+        store: where it lives.
+        script: what happens.
+        hold: seconds of work; where nothing is renewed, less than the lock lasts, as its users are told.
+    """
 
     kind: str
     store: StoreName
     script: Callable[[Scene, random.Random], None]
+    hold: float
 
 
 def holder_stopped(scene: Scene, rng: random.Random) -> None:
@@ -48,20 +56,19 @@ def holder_cut_off(scene: Scene, rng: random.Random) -> None:
 
 
 PLAYS = [
-    PeerPlay("redis-py", "redis", holder_stopped),
-    PeerPlay("redis-py", "redis", holder_cut_off),
-    PeerPlay("python-redis-lock", "redis", holder_cut_off),
-    PeerPlay("kazoo", "zookeeper", holder_cut_off),
+    PeerPlay("redis-py", "redis", holder_stopped, hold=1.0),
+    PeerPlay("python-redis-lock", "redis", holder_cut_off, hold=5.0),
+    PeerPlay("kazoo", "zookeeper", holder_cut_off, hold=5.0),
 ]
 
 
-def perform(play: PeerPlay, folder: Path, *, hold: float = 5.0) -> Outcome:
+def perform(play: PeerPlay, folder: Path) -> Outcome:
     """Perform a play with two processes, and judge what they believed."""
     scene = Scene(folder, open_site(play.store, folder), 1, workers=0, lockers=0)
     try:
         for n in range(2):
             name = f"peer{n}"
-            argv = ["-m", "tests.lab.peer", play.kind, "one", str(scene.site.ttl), str(hold)]
+            argv = ["-m", "tests.lab.peer", play.kind, "one", str(scene.site.ttl), str(play.hold)]
             scene.lockers.append(Actor(name, argv, scene.site.wire(), scene))
         play.script(scene, random.Random(1))
         scene.end_processes()

@@ -265,6 +265,16 @@ class Scene:
         publisher = [] if self.publisher is None else [self.publisher]
         return [*self.workers, *self.lockers, *publisher]
 
+    def revive(self) -> None:
+        """Start those again that have ended by themselves, as their supervisors would.
+
+        Kombu ends a worker whose broker is lost in the moment in which it is being connected to.
+        """
+        for actor in self.actors:
+            if not actor.alive:
+                self.note("ended by itself", actor=actor.name)
+                actor.start()
+
     def note(self, event: str, **fields: Any) -> None:
         """Write into the history, as the one who breaks things."""
         history.note(event, folder=self.history, **fields)
@@ -277,9 +287,7 @@ class Scene:
             if isinstance(actor, WorkerActor):
                 actor.broker.mend()
             actor.thaw()
-            if not actor.alive:
-                actor.end()
-                actor.start()
+        self.revive()
 
     def end_processes(self) -> None:
         """End everybody but the servers, in whatever state."""

@@ -48,6 +48,8 @@ class RedisSite:
     def __init__(self, folder: Path) -> None:
         self.clock = Clock(folder / "clock") if compiler() else None
         self._folder = folder / "redis"
+        #: Others that were started beside it.
+        self.replicas: list[RedisServer] = []
         self.server = RedisServer(
             self._folder,
             options=["--appendonly", "yes", "--appendfsync", "always"],
@@ -78,9 +80,10 @@ class RedisSite:
             self.restart()
 
     def stop(self) -> None:
-        """End it."""
-        self.server.thaw()
-        self.server.kill()
+        """End it, and its replicas."""
+        for server in (self.server, *self.replicas):
+            server.thaw()
+            server.kill()
 
 
 class ZooKeeperSite:

@@ -24,6 +24,7 @@ def shown(name: str, folder: Path) -> tuple[Counterexample, Outcome]:
     "name",
     [
         "redis: the server restarts without its data",
+        "redis: a replica takes over that missed the last writes",
         "redis: the clock of the server jumps forwards",
         "zookeeper: the node of a holder is deleted by hand",
     ],

@@ -57,6 +57,12 @@ class Wire:
         for each in self.proxies:
             each.swallow_reply(match)
 
+    def lead_to(self, server: Target) -> None:
+        """Lead to another server from now on, as an address does after a fail-over."""
+        for each in self.proxies:
+            each.target = (server.host, server.port)
+        self.cut()
+
     def close(self) -> None:
         """Refuse and reset everything, for good."""
         self._all(Proxy.close)

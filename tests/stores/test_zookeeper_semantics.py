@@ -308,6 +308,28 @@ def test_a_release_whose_answer_was_lost_is_true(
     assert behind.contenders() == []
 
 
+def test_so_is_that_of_a_process_that_did_not_take_the_lock(
+    zookeeper_server: ZooKeeperServer,
+    zookeeper_url: str,
+    proxy: StartProxy,
+    open_zookeeper: OpenStore,
+    behind: Behind,
+) -> None:
+    between = proxy(zookeeper_server)
+    main, child = open_zookeeper(), open_zookeeper(through(between, zookeeper_url))
+    lease = granted(main)
+    assert child.holders("k") != []
+
+    def is_delete(packet: bytes) -> bool:
+        return int.from_bytes(packet[8:12], "big") == 2
+
+    happened = between.swallow_reply(is_delete)
+    assert child.release([lease]) == [True]
+    happened.wait()
+    assert behind.contenders() == []
+    assert child.release([lease]) == [False]
+
+
 def test_an_acquire_that_nobody_waits_for_any_more_is_undone(
     private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
 ) -> None:

@@ -191,36 +191,43 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
                 ours.barred.put((lease.key, lease.owner), None)
         pairs = list(zip_longest(leases, completions))
         attempts = 0
+        #: Leases that an earlier try has found, and may have removed, though its answer was lost.
+        tried: set[int] = set()
 
         def work(end: float) -> list[bool]:
             nonlocal attempts
             attempts += 1
-            return self._release(pairs, end, again=attempts > 1)
+            return self._release(pairs, end, tried, again=attempts > 1)
 
         released = ours.run(work, leases, owing=True)
         if any(lease.rest or record is not None for lease, record in pairs):
             ours.sweep()
         return released
 
-    def _release(self, pairs: Sequence[tuple[Lease, Completion | None]], end: float, *, again: bool) -> list[bool]:
+    def _release(
+        self, pairs: Sequence[tuple[Lease, Completion | None]], end: float, tried: set[int], *, again: bool
+    ) -> list[bool]:
         ours = self._ours
         released = [False] * len(pairs)
         known = [ours.known_of(lease) for lease, _ in pairs]
         wanted = [(index, one.path) for index, one in enumerate(known) if one is not None]
         unseen = [index for index, one in enumerate(known) if one is None]
+        removed = list(tried)
         if unseen:
-            wanted += self._search(pairs, unseen, end)
+            wanted += self._search(pairs, unseen, end, tried)
         for index, gone in self._remove(pairs, wanted, end):
             released[index] = released[index] or gone
         stale = [index for index, one in enumerate(known) if one is not None and not released[index]]
         if stale:
             # The path is no longer its own if another process has renewed it.
-            for index, gone in self._remove(pairs, self._search(pairs, stale, end), end):
+            for index, gone in self._remove(pairs, self._search(pairs, stale, end, tried), end):
                 released[index] = released[index] or gone
         for index in stale:
             one = known[index]
             # Else the first try, whose answer was lost, has removed it.
             released[index] = released[index] or (again and one is not None and one.session == ours.session.id)
+        for index in removed:
+            released[index] = True
         for lease, _ in pairs:
             ours.known.pop((lease.key, lease.owner), None)
         missing = [record for (_, record), done in zip(pairs, released, strict=True) if record is not None and not done]
@@ -230,9 +237,9 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
         return released
 
     def _search(
-        self, pairs: Sequence[tuple[Lease, Completion | None]], indexes: Sequence[int], end: float
+        self, pairs: Sequence[tuple[Lease, Completion | None]], indexes: Sequence[int], end: float, tried: set[int]
     ) -> list[tuple[int, str]]:
-        """Find the nodes of leases by their owners' names."""
+        """Find the nodes of leases by their owners' names, and note of which leases there are any."""
         ours = self._ours
         lines = ours.lines((pairs[index][0].key for index in indexes), end)
         found: list[tuple[int, Contender, str]] = []
@@ -252,6 +259,7 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
                     ours.leave([(lease.key, path)], end)
             elif node is not None and node.fence == lease.fence:
                 paths.append((index, path))
+        tried.update(index for index, _ in paths)
         return paths
 
     def _remove(
