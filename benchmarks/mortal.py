@@ -118,7 +118,8 @@ def kazoo(key: str, seconds: float) -> None:
 
 @functools.cache
 def _client() -> redis.Redis:
-    return redis.Redis.from_url(_locks)
+    # python-redis-lock waits in one command for longer than redis-py, since 8, waits for an answer.
+    return redis.Redis.from_url(_locks, socket_timeout=None)
 
 
 @functools.cache

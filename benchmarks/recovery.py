@@ -84,7 +84,7 @@ class Trial:
     died_at: float = 0.0
     free_at: float | None = None
     thread: threading.Thread | None = None
-    #: Nobody knows when it died.
+    #: Nobody knows when it died, or was free.
     untold: bool = False
 
 
@@ -157,6 +157,8 @@ def _die(
     for trial in trials:
         wait_until(partial(_held, scene, trial.key), 30, f"the holder of {trial.key}")
         trial.thread = _next_one(scene, trial, size.patience)
+    # From before they die: a lock may be given up before its holder is.
+    publishing.watch([trial for trial in trials if trial.library in AT_PUBLISH])
     if death == "worker":
         now = time.monotonic()
         host.kill_all()
@@ -176,7 +178,6 @@ def _die(
             trial.died_at = interrupted or time.monotonic()
         if trial.library == OURS and death != "worker":
             _watch([trial], size.patience)
-    publishing.watch([trial for trial in trials if trial.library in AT_PUBLISH])
     return trials
 
 
@@ -225,9 +226,13 @@ def _note_next_holder(scene: Scene, trial: Trial, patience: float) -> None:
     lock = scene.tasks.lock_of(trial.library, trial.key)
     # The others are free in time: their time-outs are short.
     limited = {"blocking_timeout": patience} if trial.library == "redis_py" else {}
-    if lock.acquire(**limited):
-        trial.free_at = time.monotonic()
-        lock.release()
+    try:
+        if lock.acquire(**limited):
+            trial.free_at = time.monotonic()
+            lock.release()
+    except Exception:
+        trial.untold = True
+        raise
 
 
 class Publishing:
