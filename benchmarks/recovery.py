@@ -22,16 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery_heimdall.errors import AlreadyQueuedError
-from celery_once import AlreadyQueued
-from celery_singleton import DuplicateTaskError
-
-from benchmarks import mortal
 from benchmarks.bodies import Body
 from benchmarks.frame import Benchmark, Measured, Result, alone, option
 from benchmarks.rounds import Spread
 from benchmarks.scene import NO_ZOOKEEPER, Scene, prepared, wait_until
 from benchmarks.tables import LABELS, number, table
+from benchmarks.timeouts import HOUR, TIMEOUT
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:
@@ -168,7 +164,7 @@ def _die(
         (holder,) = scene.bodies(f"holds-{trial.key}").since()[:1]
         if death in ("killed", "exit"):
             trial.died_at = time.monotonic()
-            os.kill(int(holder.end), signal.SIGKILL if death == "killed" else mortal.EXIT)
+            os.kill(int(holder.end), signal.SIGKILL if death == "killed" else scene.tasks.EXIT)
         elif death == "terminate":
             trial.died_at = time.monotonic()
             scene.tasks.app.control.revoke(trial.id, terminate=True)
@@ -266,7 +262,7 @@ class Publishing:
         task: Any = getattr(self._tasks, trial.library)
         try:
             task.apply_async((trial.key, _LONG), queue="nobody consumes this")
-        except (AlreadyQueued, DuplicateTaskError, AlreadyQueuedError):
+        except self._tasks.REFUSED:
             return False
         return True
 
@@ -275,12 +271,12 @@ def _timeouts(ttl: float) -> dict[str, str]:
     seconds = f"{number(ttl)} s"
     return {
         OURS: f"{seconds} (`lock_ttl`), renewed",
-        "redis_py": f"{number(mortal.TIMEOUT)} s, not renewed, so it has to be longer than any task",
+        "redis_py": f"{number(TIMEOUT)} s, not renewed, so it has to be longer than any task",
         "python_redis_lock": f"{seconds}, renewed by a thread of the pool process",
         "kazoo": f"{seconds} (the session's)",
-        "celery_once": f"{number(mortal.HOUR)} s (its default), not renewed",
+        "celery_once": f"{number(HOUR)} s (its default), not renewed",
         "celery_singleton": "none (its default): for ever",
-        "celery_heimdall": f"{number(mortal.HOUR)} s (its default), not renewed",
+        "celery_heimdall": f"{number(HOUR)} s (its default), not renewed",
     }
 
 
