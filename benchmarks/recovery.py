@@ -121,6 +121,8 @@ def measure(size: Size) -> Measured:
                     scene.wait_ready(host)
         finally:
             publishing.stop()
+            # Whoever still waits for a lock of redis-py's gets it.
+            scene.locks_client().flushdb()
             for thread in threads:
                 thread.join()
             scene.tasks.close()
