@@ -56,7 +56,8 @@ def _parked(key: str, **_: Any) -> None:
 
 @functools.cache
 def _client() -> Any:
-    return redis.Redis.from_url(app.conf.distlock_url)
+    # python-redis-lock waits in one command for longer than redis-py, since 8, waits for an answer.
+    return redis.Redis.from_url(app.conf.distlock_url, socket_timeout=None)
 
 
 @app.task

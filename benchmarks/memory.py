@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import redis_lock
-from celery_heimdall.task import acquire_lock, release_lock, unique_key_for_task
 
 from benchmarks.frame import Benchmark, Measured, Result, alone, option
 from benchmarks.rounds import turns
@@ -204,6 +203,8 @@ def _singleton(task: Any, count: int) -> Callable[[], object]:
 
 
 def _heimdall(task: Any, count: int) -> Callable[[], object]:
+    from celery_heimdall.task import acquire_lock, release_lock, unique_key_for_task
+
     keys = [unique_key_for_task(task, (next(_numbers),), {}, prefix="h-lock:") for _ in range(count)]
     for key in keys:
         acquire_lock(task, key, int(_LONG), task_id=str(uuid.uuid4()))

@@ -15,12 +15,14 @@ from typing import Any
 import redis
 import redis_lock
 from celery_heimdall import HeimdallTask
-from celery_once import QueueOnce
-from celery_singleton import Singleton
+from celery_heimdall.errors import AlreadyQueuedError
+from celery_once import AlreadyQueued, QueueOnce
+from celery_singleton import DuplicateTaskError, Singleton
 from kazoo.client import KazooClient
 
 from benchmarks.bodies import record
 from benchmarks.scene import ZOOKEEPER
+from benchmarks.timeouts import HOUR, TIMEOUT
 from celery_distlock import LockedTask
 from celery_distlock.signals import lock_parked
 from tests.support.apps import make_app
@@ -28,10 +30,8 @@ from tests.support.apps import make_app
 #: Seconds: our leases, python-redis-lock's (renewed by a thread in the child), and kazoo's sessions.
 TTL = float(os.environ.get("BENCH_TTL", "5"))
 _hosts = os.environ.get(ZOOKEEPER)
-#: Seconds after which redis-py's lock is free, whether its holder lives or not: longer than tasks may run.
-TIMEOUT = 60.0
-#: Seconds: celery-once's and celery-heimdall's default. celery-singleton's is to hold for ever.
-HOUR = 3600.0
+#: What a library raises that does not publish, since the key is taken.
+REFUSED = (AlreadyQueued, DuplicateTaskError, AlreadyQueuedError)
 #: The signal at which a body ends its process without any clean-up.
 EXIT = signal.SIGUSR2
 
@@ -118,7 +118,8 @@ def kazoo(key: str, seconds: float) -> None:
 
 @functools.cache
 def _client() -> redis.Redis:
-    return redis.Redis.from_url(_locks)
+    # python-redis-lock waits in one command for longer than redis-py, since 8, waits for an answer.
+    return redis.Redis.from_url(_locks, socket_timeout=None)
 
 
 @functools.cache

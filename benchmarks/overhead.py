@@ -95,13 +95,14 @@ def section(result: Result) -> str:
         for kind, base in KINDS.items()
         if kind in rounds
     ]
+    head = ["", "CPU per task", *(f"{each}, relative" for each in ("CPU", "worker's CPU", "time", "server's CPU"))]
     return f"""\
 How much more does a task cost that takes a lock, of a key that nobody else wants? One worker ({size["pool"]},
 {size["concurrency"]} slots) runs {size["rounds"]} rounds of {size["tasks"]:,} tasks of each kind, which do nothing. CPU
 is that of the publisher and the worker together. What is acknowledged late is compared with the bare task that is
 acknowledged late, everything else with the bare task.
 
-{table(["", "CPU per task", "CPU", "of it the worker's", "time", "the server's CPU"], rows)}
+{table(head, rows)}
 
 The other libraries take their lock when they publish, with one command, and delete it at the end without looking whose
 it is; nothing is kept alive, and nothing stands in the way of a message that the broker delivers twice. *Two round

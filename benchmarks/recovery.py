@@ -22,16 +22,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery_heimdall.errors import AlreadyQueuedError
-from celery_once import AlreadyQueued
-from celery_singleton import DuplicateTaskError
-
-from benchmarks import mortal
 from benchmarks.bodies import Body
 from benchmarks.frame import Benchmark, Measured, Result, alone, option
 from benchmarks.rounds import Spread
 from benchmarks.scene import NO_ZOOKEEPER, Scene, prepared, wait_until
 from benchmarks.tables import LABELS, number, table
+from benchmarks.timeouts import HOUR, TIMEOUT
 from tests.support.workers import Worker
 
 if TYPE_CHECKING:
@@ -84,7 +80,7 @@ class Trial:
     died_at: float = 0.0
     free_at: float | None = None
     thread: threading.Thread | None = None
-    #: Nobody knows when it died.
+    #: Nobody knows when it died, or was free.
     untold: bool = False
 
 
@@ -125,6 +121,8 @@ def measure(size: Size) -> Measured:
                     scene.wait_ready(host)
         finally:
             publishing.stop()
+            # Whoever still waits for a lock of redis-py's gets it.
+            scene.locks_client().flushdb()
             for thread in threads:
                 thread.join()
             scene.tasks.close()
@@ -157,6 +155,8 @@ def _die(
     for trial in trials:
         wait_until(partial(_held, scene, trial.key), 30, f"the holder of {trial.key}")
         trial.thread = _next_one(scene, trial, size.patience)
+    # From before they die: a lock may be given up before its holder is.
+    publishing.watch([trial for trial in trials if trial.library in AT_PUBLISH])
     if death == "worker":
         now = time.monotonic()
         host.kill_all()
@@ -166,7 +166,7 @@ def _die(
         (holder,) = scene.bodies(f"holds-{trial.key}").since()[:1]
         if death in ("killed", "exit"):
             trial.died_at = time.monotonic()
-            os.kill(int(holder.end), signal.SIGKILL if death == "killed" else mortal.EXIT)
+            os.kill(int(holder.end), signal.SIGKILL if death == "killed" else scene.tasks.EXIT)
         elif death == "terminate":
             trial.died_at = time.monotonic()
             scene.tasks.app.control.revoke(trial.id, terminate=True)
@@ -176,7 +176,6 @@ def _die(
             trial.died_at = interrupted or time.monotonic()
         if trial.library == OURS and death != "worker":
             _watch([trial], size.patience)
-    publishing.watch([trial for trial in trials if trial.library in AT_PUBLISH])
     return trials
 
 
@@ -225,9 +224,13 @@ def _note_next_holder(scene: Scene, trial: Trial, patience: float) -> None:
     lock = scene.tasks.lock_of(trial.library, trial.key)
     # The others are free in time: their time-outs are short.
     limited = {"blocking_timeout": patience} if trial.library == "redis_py" else {}
-    if lock.acquire(**limited):
-        trial.free_at = time.monotonic()
-        lock.release()
+    try:
+        if lock.acquire(**limited):
+            trial.free_at = time.monotonic()
+            lock.release()
+    except Exception:
+        trial.untold = True
+        raise
 
 
 class Publishing:
@@ -261,7 +264,7 @@ class Publishing:
         task: Any = getattr(self._tasks, trial.library)
         try:
             task.apply_async((trial.key, _LONG), queue="nobody consumes this")
-        except (AlreadyQueued, DuplicateTaskError, AlreadyQueuedError):
+        except self._tasks.REFUSED:
             return False
         return True
 
@@ -270,12 +273,12 @@ def _timeouts(ttl: float) -> dict[str, str]:
     seconds = f"{number(ttl)} s"
     return {
         OURS: f"{seconds} (`lock_ttl`), renewed",
-        "redis_py": f"{number(mortal.TIMEOUT)} s, not renewed, so it has to be longer than any task",
+        "redis_py": f"{number(TIMEOUT)} s, not renewed, so it has to be longer than any task",
         "python_redis_lock": f"{seconds}, renewed by a thread of the pool process",
         "kazoo": f"{seconds} (the session's)",
-        "celery_once": f"{number(mortal.HOUR)} s (its default), not renewed",
+        "celery_once": f"{number(HOUR)} s (its default), not renewed",
         "celery_singleton": "none (its default): for ever",
-        "celery_heimdall": f"{number(mortal.HOUR)} s (its default), not renewed",
+        "celery_heimdall": f"{number(HOUR)} s (its default), not renewed",
     }
 
 

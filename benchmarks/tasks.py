@@ -11,11 +11,14 @@ from urllib.parse import urlsplit
 
 import redis
 from celery_heimdall import HeimdallTask
-from celery_once import QueueOnce
+from celery_once import AlreadyQueued, QueueOnce
 from celery_singleton import Singleton
 
 from celery_distlock import LockedTask
 from tests.support.apps import make_app
+
+#: What celery-once raises when it does not publish; the others return the first one's result.
+REFUSED = AlreadyQueued
 
 app = make_app(__name__, worker_prefetch_multiplier=8)
 _locks = app.conf.get("distlock_url", "redis://localhost")
