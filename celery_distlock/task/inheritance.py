@@ -39,12 +39,12 @@ def inheriting(task: Any, run: Run) -> Callable[[LockStore, Claim], Lease | Cont
         passing = _passing(task, store)
         if run.retries or run.attempt:
             try:
-                lease = passing.pass_on(Lease.unknown(claim.key, _heir_of(run), claim.ttl), claim)
+                left = passing.pass_on(Lease.unknown(claim.key, _heir_of(run), claim.ttl), claim)
             except BaseException:
                 give_back(store, Lease.unknown(claim.key, claim.owner, claim.ttl))
                 raise
-            if lease is not None:
-                return lease
+            if left is not None:
+                return left
         return ask(store, claim)
 
     return inherit
