@@ -153,7 +153,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         """
         if lock is not None:
             options["headers"] = self._lock_header(options.get("headers"), lock)
-        if self._lock_unique or lock is not None:
+        if self._lock_unique or OPTIONS_HEADER in (options.get("headers") or ()):
             return publish(self, super().apply_async, args, kwargs, more, options)
         return super().apply_async(args, kwargs, *more, **options)
 

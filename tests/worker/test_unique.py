@@ -30,8 +30,6 @@ from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = pytest.mark.xdist_group("unique")
 
-pytestmark = pytest.mark.xdist_group("unique")
-
 APP = "tests.worker.apps.unique"
 EXPECTED = [r"LockContended", r"WorkerLostError", r"Terminated", r"LockTimeout"]
 
@@ -366,3 +364,29 @@ class TestCanvas:
             assert shared.tasks.running_too.delay(key).duplicate
         shared.open_gate(key)
         assert done.get(timeout=PATIENCE) == "b"
+
+    @pytest.mark.parametrize("name", ["replaced", "rerun"])
+    def test_a_newer_call_takes_the_place_of_none_of_its_members(self, shared: Shared, key: str, name: str) -> None:
+        task = getattr(shared.tasks, name)
+        with shared.held_by_a_task(key):
+            done = chain(task.si(key, "a", False), task.si(key, "b", False)).apply_async()
+            shared.journal.wait_for("contended", 2, key=key, id=done.parent.id)
+            newer = task.apply_async((key, "c", False))
+        assert done.get(timeout=PATIENCE) == "b"
+        assert newer.get(timeout=PATIENCE) == "c"
+
+    def test_a_link_of_which_no_key_can_be_made_does_not_cost_its_predecessor_its_result(
+        self, shared: Shared, key: str
+    ) -> None:
+        done = chain(shared.tasks.queued.si(key, key, False), shared.tasks.picky.s("b", False)).apply_async()
+        assert done.parent.get(timeout=PATIENCE) == key
+        assert done.get(timeout=PATIENCE) == "b"
+
+    def test_what_is_linked_to_a_second_call_is_called(self, shared: Shared, key: str) -> None:
+        first = started(shared, key, shared.tasks.running_too)
+        linked = shared.tasks.queued.si(f"{key}-linked", "linked", False)
+        result = linked.freeze()
+        shared.tasks.running_too.apply_async((key, "", False), link=linked)
+        shared.open_gate(key)
+        assert first.get(timeout=PATIENCE) == ""
+        assert result.get(timeout=PATIENCE) == "linked"

@@ -48,6 +48,7 @@ late = _task("late", unique_while="queued_or_running", acks_late=True)
 unlocked = _task("unlocked", lock_key=lambda *_, **__: None, unique_key="{key}", unique_while="queued_or_running")
 replaced = _task("replaced", unique_while="queued", on_duplicate="replace")
 rerun = _task("rerun", unique_while="queued_or_running", on_duplicate="rerun")
+picky = _task("picky", unique_key=lambda key, *_: str(key["id"]), unique_while="queued")
 skipped = _task("skipped", unique_while="queued_or_running", lock_on_contention="skip")
 failing = _task("failing", unique_while="queued_or_running", lock_on_contention="fail")
 
