@@ -1,9 +1,9 @@
 """Several beats, and each tick of each entry once.
 
 *Ticks.* ``beat_unique_tick=True``: before an entry of this task is published, its tick is entered in the store; the
-beat that comes second publishes nothing. A tick is the entry's name and its due time: of a crontab, the moment; of an
-interval, which of the intervals since the epoch it is. So beats that were started at different moments agree, and so
-do clocks that differ by less than half the interval.
+beat that comes second publishes nothing. A tick is the entry's name and its due time: of a crontab, its latest moment;
+of an interval, which of the intervals since the epoch it is. So beats that were started at different moments agree, and
+so do clocks that differ by less than half the interval.
 
 *A leader.* ``celery beat -S celery_distlock.beat:LeaderScheduler``: one beat publishes, the others stand by::
 
@@ -38,6 +38,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
@@ -64,6 +65,9 @@ skipped: Counter[str] = Counter()
 
 #: Seconds for which a tick is remembered at least.
 _MEMORY = 60.0
+#: Seconds before now, from which on the latest moment of a crontab is looked for: further back while there is none, so
+#: that there are few to go through.
+_STEPS_BACK = (60.0, 3600.0, 86400.0, 32 * 86400.0)
 #: Seconds between two tries of those who stand by, at most.
 _PAUSE = 0.5
 
@@ -89,10 +93,39 @@ class Tick:
             interval = float(schedule.run_every.total_seconds())
             moment = now // interval * interval
         else:
-            # Whole seconds: what is left of them is when we looked.
-            moment = round(now + schedule.remaining_estimate(entry.last_run_at).total_seconds())
-            interval = float(schedule.is_due(entry.default_now()).next or 0.0)
+            moment, interval = _latest(schedule, entry.last_run_at, now)
         return cls(f"beat:{app.main}:{entry.name}:{moment:.3f}", max(_MEMORY, 2 * interval))
+
+
+def _latest(schedule: Any, last_run_at: datetime, now: float) -> tuple[float, float]:
+    """Return the moment that is due, and how many seconds later the next one is.
+
+    Not simply the first one after the last run: a beat that was down, or has kept no schedule, has missed some.
+    """
+
+    def following(moment: datetime) -> float | None:
+        left = schedule.remaining_estimate(moment)
+        looked_at = schedule.maybe_make_aware(schedule.now()).timestamp()
+        # Whole seconds: what is left of them is when we looked.
+        return None if left is None else float(round(looked_at + left.total_seconds()))
+
+    def at(moment: float) -> datetime:
+        return datetime.fromtimestamp(moment, schedule.tz)
+
+    moment = following(last_run_at)
+    since = schedule.maybe_make_aware(last_run_at).timestamp()
+    for back in _STEPS_BACK:
+        if now - back <= since:
+            break
+        latest = following(at(now - back))
+        if latest is not None and latest <= now:
+            moment = latest
+            break
+    if moment is None:
+        return now, 0.0
+    while (then := following(at(moment))) is not None and moment < then <= now:
+        moment = then
+    return moment, 0.0 if then is None else then - moment
 
 
 class Ticks:
@@ -132,23 +165,24 @@ class Ticks:
         if not isinstance(store, Uniqueness):
             raise LockConfigError(f"beat_unique_tick needs a store that keeps tokens, which {store.name} does not")
         token = Token(tick.key, f"{self.who}:{new_owner()}", tick.memory, queued=False, window=tick.memory)
+        answer: Any = None
         try:
-            answer = store.reserve(token)
-        except StoreUnavailable as error:
-            if not blindly:
-                return None
-            log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
-        else:
-            if isinstance(answer, Duplicate):
-                log.debug("Entry %s: another beat has published this tick", entry.name)
-                if advance:
-                    self._scheduler.reserve(entry)
-                return None
-        try:
-            return self._published(entry, self._publish(entry, advance=advance, **kwargs))
+            try:
+                answer = store.reserve(token)
+            except StoreUnavailable as error:
+                if not blindly:
+                    return None
+                log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
+            if not isinstance(answer, Duplicate):
+                return self._published(entry, self._publish(entry, advance=advance, **kwargs))
         except BaseException:
+            # Also for the signal that ends this beat, which may strike in the question.
             cancel(store, token, window=True)
             raise
+        log.debug("Entry %s: another beat has published this tick", entry.name)
+        if advance:
+            self._scheduler.reserve(entry)
+        return None
 
     def _wants(self, entry: Any) -> bool:
         options = getattr(self._app.tasks.get(entry.task), "_lock_options", None)
@@ -187,6 +221,7 @@ class LeaderScheduler:
         self._pause = min(_PAUSE, self._ttl / 3)
         self._owed: dict[str, list[_Owed]] = {}
         self._was_leading = False
+        self._silent_since: float | None = None
         self._stands_by = False
         #: The fence of who leads, as far as is known.
         self._leader = 0
@@ -251,7 +286,9 @@ class LeaderScheduler:
             refused = self._lock._acquire(0.0)
         except StoreUnavailable as error:
             log.warning("beat: nobody can lead: %s", error)
+            self._silent_since = self._silent_since or time.monotonic()
             return False
+        self._heard_of_the_store()
         if refused is not None:
             self._led_by(refused[1])
             return False
@@ -295,6 +332,12 @@ class LeaderScheduler:
             self._stands_by = True
             log.info("beat: stands by, and remembers what becomes due")
         self._owed[entry.name] = [*recent, _Owed(Tick.of(self._app, entry), entry, now)]
+
+    def _heard_of_the_store(self) -> None:
+        """After a silence in which nobody can have led, owe each entry once."""
+        since, self._silent_since = self._silent_since, None
+        if since is not None and time.monotonic() > since + self._ttl:
+            self._owed = {name: owed[-1:] for name, owed in self._owed.items()}
 
     def _pay(self, owed: _Owed, *, blindly: bool) -> None:
         assert self._ticks is not None
