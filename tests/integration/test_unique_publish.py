@@ -390,6 +390,12 @@ class TestAStoreThatIsDown:
             shop.task(unique_while="queued", lock_on_store_error="fail").delay(7)
         assert shop.messages() == []
 
+    def test_what_replaces_another_is_published_by_then(self, shop: Shop) -> None:
+        task = shop.task(unique_while="queued", on_duplicate="replace", lock_on_store_error="fail")
+        shop.store.down = True
+        assert not task.delay(7).duplicate
+        assert len(shop.messages()) == 1
+
 
 class TestWhereAnIdIsAwaited:
     def test_members_of_a_canvas_are_all_published(self, shop: Shop) -> None:
