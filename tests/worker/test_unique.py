@@ -171,6 +171,15 @@ class TestEndings:
         # The lease was 3 s.
         free_again(shared, key, task, within=1.5)
 
+    @pytest.mark.parametrize("name", ["starting_queued", "starting_running"])
+    def test_so_does_one_that_is_killed_before_the_task_begins(self, shared: Shared, key: str, name: str) -> None:
+        task = getattr(shared.tasks, name)
+        first = task.delay(key)
+        (starting,) = shared.journal.wait_for("starting", key=key, id=first.id)
+        assert task.delay(key).id == first.id
+        os.kill(starting["pid"], signal.SIGKILL)
+        free_again(shared, key, task, within=1.5)
+
     def test_terminating_it_frees_the_place(self, shared: Shared, key: str) -> None:
         first = started(shared, key, shared.tasks.running_too)
         shared.tasks.app.control.revoke(first.id, terminate=True)
