@@ -66,13 +66,14 @@ def test_by_default_others_may_come_in_between(shared: Shared, key: str) -> None
 
 
 def test_a_retry_that_never_comes_keeps_the_lock_for_its_delay_and_a_ttl(shared: Shared, key: str) -> None:
-    result = shared.tasks.keeping.delay(key, 1, 1.0)
+    # Longer than the ttl alone.
+    result = shared.tasks.keeping.delay(key, 1, 2.0)
     eventually(lambda: result.state == states.RETRY, PATIENCE, "the retry")
     began = time.monotonic()
     shared.tasks.app.control.revoke(result.id)
     with shared.lock(key, timeout=PATIENCE):
         waited = time.monotonic() - began
-    assert 1.0 < waited < 1.0 + 1.0 + 1.0 + 1.0
+    assert 2.0 < waited < 2.0 + 1.0 + 1.0 + 1.0
 
 
 @pytest.mark.locks_in_redis
