@@ -42,12 +42,11 @@ from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from celery.beat import PersistentScheduler, Scheduler
+from celery.beat import PersistentScheduler, Scheduler, SchedulingError
 from celery.schedules import schedule as interval_schedule
-from celery.signals import beat_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from celery_distlock.errors import LockConfigError, LockLost, StoreUnavailable
+from celery_distlock.errors import DuplicateTask, LockConfigError, LockLost, StoreUnavailable
 from celery_distlock.lease import Holder, new_owner
 from celery_distlock.lock import Lock
 from celery_distlock.options import store_settings
@@ -56,7 +55,7 @@ from celery_distlock.stores.of_app import store_of
 from celery_distlock.task.message import cancel
 from celery_distlock.tokens import Duplicate, Token
 
-__all__ = ["LeaderScheduler", "Tick", "Ticks", "skipped", "watch_beats"]
+__all__ = ["LeaderScheduler", "Tick", "Ticks", "attend", "skipped"]
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ class Ticks:
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Publish a due entry, as the scheduler's own method does; None if another beat has."""
         if not self._everything and not self._wants(entry):
-            return self._published(entry, self._publish(entry, producer=producer, advance=advance, **kwargs))
+            return self._published(entry, producer=producer, advance=advance, **kwargs)
         tick = Tick.of(self._app, entry)
         return self.once(tick, entry, producer=producer, advance=advance, **kwargs)
 
@@ -174,7 +173,7 @@ class Ticks:
                     return None
                 log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
             if not isinstance(answer, Duplicate):
-                return self._published(entry, self._publish(entry, advance=advance, **kwargs))
+                return self._published(entry, advance=advance, **kwargs)
         except BaseException:
             # Also for the signal that ends this beat, which may strike in the question.
             cancel(store, token, window=True)
@@ -188,12 +187,18 @@ class Ticks:
         options = getattr(self._app.tasks.get(entry.task), "_lock_options", None)
         return options is not None and options.beat_unique_tick
 
-    @staticmethod
-    def _published(entry: Any, result: Any) -> Any:
-        if getattr(result, "duplicate", False):
-            skipped[entry.name] += 1
-            return None
-        return result
+    def _published(self, entry: Any, **kwargs: Any) -> Any:
+        try:
+            result = self._publish(entry, **kwargs)
+        except SchedulingError as error:
+            # There is nobody here for whom on_duplicate="raise" could be meant.
+            if not isinstance(error.__context__, DuplicateTask):
+                raise
+        else:
+            if not getattr(result, "duplicate", False):
+                return result
+        skipped[entry.name] += 1
+        return None
 
 
 @dataclass
@@ -365,12 +370,7 @@ class LeaderScheduler:
         return None
 
 
-def watch_beats() -> None:
-    """Have the schedulers of beats that start in this process look for ``beat_unique_tick``; twice is once."""
-    beat_init.connect(_unique_ticks, weak=False, dispatch_uid="celery_distlock.beat")
-
-
-def _unique_ticks(sender: Any, **_: Any) -> None:
-    """Have the scheduler of a beat that starts publish each tick once."""
-    if not isinstance(sender.scheduler, LeaderScheduler):
-        Ticks(sender.scheduler)
+def attend(service: Any) -> None:
+    """Have the scheduler of a beat that starts look for ``beat_unique_tick``, and count what it skips."""
+    if not isinstance(service.scheduler, LeaderScheduler):
+        Ticks(service.scheduler)

@@ -19,11 +19,9 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from celery.utils import uuid
-from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from celery_distlock.errors import DuplicateTask, LockKeyError, StoreUnavailable
 from celery_distlock.keepalive import keeper
@@ -31,6 +29,7 @@ from celery_distlock.options import LockOptions
 from celery_distlock.signals import unique_duplicate
 from celery_distlock.stores.base import Uniqueness
 from celery_distlock.task.message import UNIQUE_HEADER, cancel, cancel_later, header_of, token_of, tokens_of
+from celery_distlock.task.moments import seconds_until
 from celery_distlock.task.run import ATTEMPT_HEADER, OPTIONS_HEADER
 from celery_distlock.tokens import Duplicate, Token
 
@@ -187,19 +186,11 @@ class _Call:
         """Return in how many seconds the message must have started."""
         given = self.options.get("countdown")
         # As Celery does: a countdown of 0 is none.
-        wait = float(given) if given else self._until(self.options.get("eta")) or 0.0
+        wait = float(given) if given else seconds_until(self.options.get("eta")) or 0.0
         patience = max(0.0, wait) + self.chosen.unique_ttl
         expires = self.options.get("expires", self.task.expires)
-        left = float(expires) if isinstance(expires, (int, float)) else self._until(expires)
+        left = float(expires) if isinstance(expires, (int, float)) else seconds_until(expires)
         return patience if left is None else min(patience, max(left, 0.001))
-
-    def _until(self, moment: Any) -> float | None:
-        if isinstance(moment, str):
-            moment = maybe_iso8601(moment)
-        if not isinstance(moment, datetime):
-            return None
-        app = self.task._get_app()
-        return float((maybe_make_aware(moment, app.timezone) - app.now()).total_seconds())
 
     def _duplicate(self, token: Token, answer: Duplicate) -> Any:
         log.info(

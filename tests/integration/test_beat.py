@@ -14,6 +14,7 @@ import pytest
 from celery import Celery
 from celery.beat import Scheduler, SchedulingError, Service
 from celery.schedules import crontab, schedule
+from celery.signals import beat_init
 
 from celery_distlock import LockedTask, StoreUnavailable, beat
 from celery_distlock.beat import LeaderScheduler, Tick, Ticks
@@ -203,7 +204,7 @@ class TestUniqueTick:
         shop.define(beat_unique_tick=True)
         services = [Service(shop.app, scheduler_cls=Scheduler) for _ in range(2)]
         for service in services:
-            beat.beat_init.send(sender=service)
+            beat_init.send(sender=service)
             due(service.scheduler)
             service.scheduler.tick()
         assert len(shop.published) == 1
@@ -263,6 +264,25 @@ def test_a_job_whose_last_run_has_not_finished_is_skipped_and_counted(
         assert (scheduler.apply_async(scheduler.schedule[name]) is None) == (name == "other")
     assert beat.skipped["other"] == before + 1
     assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@pytest.mark.parametrize("policy", ["return", "raise"])
+def test_it_is_counted_and_no_error_by_any_beat_that_starts(
+    shop: Shop, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    # Not because of a task that another test has defined.
+    beat_init.disconnect(dispatch_uid="celery_distlock.beat")
+    shop.define(unique_while="queued_or_running", on_duplicate=policy)
+    service = Service(shop.app, scheduler_cls=Scheduler)
+    beat_init.send(sender=service)
+    before = beat.skipped["job"] + beat.skipped["other"]
+    caplog.set_level("WARNING")
+    due(service.scheduler, "job", "other")
+    while service.scheduler.tick() == 0:
+        pass
+    assert len(shop.published) == 1
+    assert beat.skipped["job"] + beat.skipped["other"] - before == 1
+    assert caplog.records == []
 
 
 class TestLeader:
