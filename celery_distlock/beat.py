@@ -1,9 +1,9 @@
 """Several beats, and each tick of each entry once.
 
 *Ticks.* ``beat_unique_tick=True``: before an entry of this task is published, its tick is entered in the store; the
-beat that comes second publishes nothing. A tick is the entry's name and its due time: of a crontab, the moment; of an
-interval, which of the intervals since the epoch it is. So beats that were started at different moments agree, and so
-do clocks that differ by less than half the interval.
+beat that comes second publishes nothing. A tick is the entry's name and its due time: of a crontab, its latest moment;
+of an interval, which of the intervals since the epoch it is. So beats that were started at different moments agree, and
+so do clocks that differ by less than half the interval.
 
 *A leader.* ``celery beat -S celery_distlock.beat:LeaderScheduler``: one beat publishes, the others stand by::
 
@@ -38,15 +38,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from celery.beat import PersistentScheduler, Scheduler
+from celery.beat import PersistentScheduler, Scheduler, SchedulingError
 from celery.schedules import schedule as interval_schedule
-from celery.signals import beat_init
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from celery_distlock.errors import LockConfigError, LockLost, StoreUnavailable
+from celery_distlock.errors import DuplicateTask, LockConfigError, LockLost, StoreUnavailable
 from celery_distlock.lease import Holder, new_owner
 from celery_distlock.lock import Lock
 from celery_distlock.options import store_settings
@@ -55,7 +55,7 @@ from celery_distlock.stores.of_app import store_of
 from celery_distlock.task.message import cancel
 from celery_distlock.tokens import Duplicate, Token
 
-__all__ = ["LeaderScheduler", "Tick", "Ticks", "skipped", "watch_beats"]
+__all__ = ["LeaderScheduler", "Tick", "Ticks", "attend", "skipped"]
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,9 @@ skipped: Counter[str] = Counter()
 
 #: Seconds for which a tick is remembered at least.
 _MEMORY = 60.0
+#: Seconds before now, from which on the latest moment of a crontab is looked for: further back while there is none, so
+#: that there are few to go through.
+_STEPS_BACK = (60.0, 3600.0, 86400.0, 32 * 86400.0)
 #: Seconds between two tries of those who stand by, at most.
 _PAUSE = 0.5
 
@@ -89,10 +92,39 @@ class Tick:
             interval = float(schedule.run_every.total_seconds())
             moment = now // interval * interval
         else:
-            # Whole seconds: what is left of them is when we looked.
-            moment = round(now + schedule.remaining_estimate(entry.last_run_at).total_seconds())
-            interval = float(schedule.is_due(entry.default_now()).next or 0.0)
+            moment, interval = _latest(schedule, entry.last_run_at, now)
         return cls(f"beat:{app.main}:{entry.name}:{moment:.3f}", max(_MEMORY, 2 * interval))
+
+
+def _latest(schedule: Any, last_run_at: datetime, now: float) -> tuple[float, float]:
+    """Return the moment that is due, and how many seconds later the next one is.
+
+    Not simply the first one after the last run: a beat that was down, or has kept no schedule, has missed some.
+    """
+
+    def following(moment: datetime) -> float | None:
+        left = schedule.remaining_estimate(moment)
+        looked_at = schedule.maybe_make_aware(schedule.now()).timestamp()
+        # Whole seconds: what is left of them is when we looked.
+        return None if left is None else float(round(looked_at + left.total_seconds()))
+
+    def at(moment: float) -> datetime:
+        return datetime.fromtimestamp(moment, schedule.tz)
+
+    moment = following(last_run_at)
+    since = schedule.maybe_make_aware(last_run_at).timestamp()
+    for back in _STEPS_BACK:
+        if now - back <= since:
+            break
+        latest = following(at(now - back))
+        if latest is not None and latest <= now:
+            moment = latest
+            break
+    if moment is None:
+        return now, 0.0
+    while (then := following(at(moment))) is not None and moment < then <= now:
+        moment = then
+    return moment, 0.0 if then is None else then - moment
 
 
 class Ticks:
@@ -114,7 +146,7 @@ class Ticks:
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Publish a due entry, as the scheduler's own method does; None if another beat has."""
         if not self._everything and not self._wants(entry):
-            return self._published(entry, self._publish(entry, producer=producer, advance=advance, **kwargs))
+            return self._published(entry, producer=producer, advance=advance, **kwargs)
         tick = Tick.of(self._app, entry)
         return self.once(tick, entry, producer=producer, advance=advance, **kwargs)
 
@@ -132,34 +164,41 @@ class Ticks:
         if not isinstance(store, Uniqueness):
             raise LockConfigError(f"beat_unique_tick needs a store that keeps tokens, which {store.name} does not")
         token = Token(tick.key, f"{self.who}:{new_owner()}", tick.memory, queued=False, window=tick.memory)
+        answer: Any = None
         try:
-            answer = store.reserve(token)
-        except StoreUnavailable as error:
-            if not blindly:
-                return None
-            log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
-        else:
-            if isinstance(answer, Duplicate):
-                log.debug("Entry %s: another beat has published this tick", entry.name)
-                if advance:
-                    self._scheduler.reserve(entry)
-                return None
-        try:
-            return self._published(entry, self._publish(entry, advance=advance, **kwargs))
+            try:
+                answer = store.reserve(token)
+            except StoreUnavailable as error:
+                if not blindly:
+                    return None
+                log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
+            if not isinstance(answer, Duplicate):
+                return self._published(entry, advance=advance, **kwargs)
         except BaseException:
+            # Also for the signal that ends this beat, which may strike in the question.
             cancel(store, token, window=True)
             raise
+        log.debug("Entry %s: another beat has published this tick", entry.name)
+        if advance:
+            self._scheduler.reserve(entry)
+        return None
 
     def _wants(self, entry: Any) -> bool:
         options = getattr(self._app.tasks.get(entry.task), "_lock_options", None)
         return options is not None and options.beat_unique_tick
 
-    @staticmethod
-    def _published(entry: Any, result: Any) -> Any:
-        if getattr(result, "duplicate", False):
-            skipped[entry.name] += 1
-            return None
-        return result
+    def _published(self, entry: Any, **kwargs: Any) -> Any:
+        try:
+            result = self._publish(entry, **kwargs)
+        except SchedulingError as error:
+            # There is nobody here for whom on_duplicate="raise" could be meant.
+            if not isinstance(error.__context__, DuplicateTask):
+                raise
+        else:
+            if not getattr(result, "duplicate", False):
+                return result
+        skipped[entry.name] += 1
+        return None
 
 
 @dataclass
@@ -187,6 +226,7 @@ class LeaderScheduler:
         self._pause = min(_PAUSE, self._ttl / 3)
         self._owed: dict[str, list[_Owed]] = {}
         self._was_leading = False
+        self._silent_since: float | None = None
         self._stands_by = False
         #: The fence of who leads, as far as is known.
         self._leader = 0
@@ -251,7 +291,9 @@ class LeaderScheduler:
             refused = self._lock._acquire(0.0)
         except StoreUnavailable as error:
             log.warning("beat: nobody can lead: %s", error)
+            self._silent_since = self._silent_since or time.monotonic()
             return False
+        self._heard_of_the_store()
         if refused is not None:
             self._led_by(refused[1])
             return False
@@ -296,6 +338,12 @@ class LeaderScheduler:
             log.info("beat: stands by, and remembers what becomes due")
         self._owed[entry.name] = [*recent, _Owed(Tick.of(self._app, entry), entry, now)]
 
+    def _heard_of_the_store(self) -> None:
+        """After a silence in which nobody can have led, owe each entry once."""
+        since, self._silent_since = self._silent_since, None
+        if since is not None and time.monotonic() > since + self._ttl:
+            self._owed = {name: owed[-1:] for name, owed in self._owed.items()}
+
     def _pay(self, owed: _Owed, *, blindly: bool) -> None:
         assert self._ticks is not None
         try:
@@ -322,12 +370,7 @@ class LeaderScheduler:
         return None
 
 
-def watch_beats() -> None:
-    """Have the schedulers of beats that start in this process look for ``beat_unique_tick``; twice is once."""
-    beat_init.connect(_unique_ticks, weak=False, dispatch_uid="celery_distlock.beat")
-
-
-def _unique_ticks(sender: Any, **_: Any) -> None:
-    """Have the scheduler of a beat that starts publish each tick once."""
-    if not isinstance(sender.scheduler, LeaderScheduler):
-        Ticks(sender.scheduler)
+def attend(service: Any) -> None:
+    """Have the scheduler of a beat that starts look for ``beat_unique_tick``, and count what it skips."""
+    if not isinstance(service.scheduler, LeaderScheduler):
+        Ticks(service.scheduler)

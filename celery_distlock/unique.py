@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from celery_distlock.task.base import LockedTask
@@ -27,13 +28,18 @@ def unique_send_task(app: Celery) -> None:
     if getattr(send_task, "_distlock_unique", False):
         return
 
+    signature = inspect.signature(send_task)
+
     @functools.wraps(send_task)
-    def send_unique_task(name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+    def send_unique_task(name: str, *arguments: Any, **options: Any) -> Any:
         # task_type: it comes from apply_async.
-        task = None if more or options.get("task_type") else app._tasks.get(name)
+        task = None if options.get("task_type") else app._tasks.get(name)
         if isinstance(task, LockedTask) and task._lock_unique:
-            return task.apply_async(args, kwargs, **options)
-        return send_task(name, args, kwargs, *more, **options)
+            given = signature.bind(name, *arguments, **options).arguments
+            given.pop("name")
+            more = given.pop("options", {})
+            return task.apply_async(**given, **more)
+        return send_task(name, *arguments, **options)
 
     send_unique_task._distlock_unique = True  # type: ignore[attr-defined]
     app.send_task = send_unique_task

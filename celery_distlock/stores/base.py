@@ -282,8 +282,8 @@ class Uniqueness(ABC):
         running key whose record has an ``id``) does if ``token.running``.
 
         With ``token.replaces`` the message has been published already, and may have started (:meth:`begin`): the one
-        that is queued is superseded, for as long as either of them may be queued. If it cannot take the place, since
-        another one runs, it is superseded itself.
+        that is queued is superseded, for as long as either of them may be queued, unless it was entered after this one
+        had started. If this one cannot take the place, since another one runs, it is superseded itself.
 
         Raises:
             StoreUnavailable: there was no answer; it may be entered.
@@ -320,7 +320,7 @@ class PassingOn(ABC):
     @abstractmethod
     def pass_on(
         self, lease: Lease, claim: Claim, completion: Completion | None = None, *, unattended: bool = False
-    ) -> Lease | None:
+    ) -> Lease | Completed | None:
         """Turn a lease into one of the claim's owner, with the claim's ttl, limit and record, in one step.
 
         Asking again with the same claim returns the same lease, its time started anew.
@@ -328,12 +328,14 @@ class PassingOn(ABC):
         Arguments:
             lease: what is passed on; with fence 0, whatever lease its owner has.
             claim: on the same key.
-            completion: a record to leave, whether or not the lease was still there.
+            completion: a record to leave, whether or not the lease was still there; of a claim that asks for none.
             unattended: nobody will renew it: it lasts for the claim's ttl also in a store whose leases live as long as
                 their client's session.
 
         Returns:
-            the new lease, whose fence is greater; None if there was nothing to pass on.
+            the new lease, whose fence is greater; None if there was nothing to pass on, or the claim's owner has given
+            back an unknown lease; :class:`Completed`, and nothing is passed on, if the claim asks for a completion
+            record and there is one.
 
         Raises:
             StoreUnavailable: there was no answer; it may have been passed on. Whoever does not ask again should release

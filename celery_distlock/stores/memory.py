@@ -431,13 +431,18 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
 
     def pass_on(
         self, lease: Lease, claim: Claim, completion: Completion | None = None, *, unattended: bool = False
-    ) -> Lease | None:
+    ) -> Lease | Completed | None:
         """Turn a lease into one of another owner; see :meth:`PassingOn.pass_on`."""
         sent = time.monotonic()
         now, table = self._clock(), self._table
         with table.opened(now):
             if completion is not None:
                 table.completions.put((completion.key, completion.run), now + completion.ttl, None)
+            done = claim.completion
+            if done is not None and (done.key, done.run) in table.completions:
+                return Completed(claim.key, done.run)
+            if (claim.key, claim.owner) in table.barred:
+                return None
             held = table.find(lease)
             if held is not None and held.offer is None:
                 table.remove(held)

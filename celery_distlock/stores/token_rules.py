@@ -25,7 +25,8 @@ class Tokens:
     #: Ids, and until when the window lasts once it has started.
     windows: Expiring[tuple[str, float]] = field(default_factory=Expiring)
     superseded: Expiring[None] = field(default_factory=Expiring)
-    begun: Expiring[None] = field(default_factory=Expiring)
+    #: Which one was queued when they began.
+    begun: Expiring[str | None] = field(default_factory=Expiring)
 
     def purge(self, now: float) -> None:
         """Drop what is due."""
@@ -38,11 +39,12 @@ class Tokens:
         first = self.queued.get(place)
         if mine in self.superseded:
             return Superseded(first)
-        started = token.replaces and mine in self.begun
+        started, witness = token.replaces and mine in self.begun, self.begun.get(mine)
         self.begun.pop(mine)
         if token.running and not started and runner is not None and runner != token.id:
             if token.replaces:
                 self.superseded.put(mine, now + token.ttl, None)
+                self._leave(token)
             return Duplicate(runner)
         old = first if first != token.id else None
         if token.queued and old is not None and not token.replaces:
@@ -50,6 +52,9 @@ class Tokens:
         accepted = self.windows.get(place)
         if token.window and accepted is not None and accepted[0] != token.id:
             return Duplicate(accepted[0])
+        if started and old != witness:
+            # Published after that run began, which may have passed over what this one is about.
+            old = None
         if token.replaces and old is not None:
             self.superseded.put((token.key, old), max(self.queued.until(place), now + token.ttl), None)
             self.queued.pop(place)
@@ -68,7 +73,7 @@ class Tokens:
         if first == token.id:
             self.queued.pop(place)
         elif token.replaces:
-            self.begun.put(mine, now + _LATE, None)
+            self.begun.put(mine, now + _LATE, first)
         window = self.windows.get(place)
         if window is not None and window[0] == token.id:
             # It was provisional: nothing could have become of the one that was accepted.
@@ -78,8 +83,11 @@ class Tokens:
     def cancel(self, token: Token, *, window: bool) -> None:
         """Free the places of a message that will not start."""
         place = (token.key, "")
-        if self.queued.get(place) == token.id:
-            self.queued.pop(place)
+        self._leave(token)
         accepted = self.windows.get(place)
         if window and accepted is not None and accepted[0] == token.id:
             self.windows.pop(place)
+
+    def _leave(self, token: Token) -> None:
+        if self.queued.get((token.key, "")) == token.id:
+            self.queued.pop((token.key, ""))

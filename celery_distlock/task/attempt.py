@@ -56,17 +56,13 @@ from celery_distlock.task.redelivery import (
     leaves_record,
     settle_copy,
 )
-from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER, Run
-from celery_distlock.task.unique import UniqueMessage, enter
+from celery_distlock.task.run import ATTEMPT_HEADER, PREDECESSOR_PATIENCE, SINCE_HEADER, TICKET_HEADER, Run
+from celery_distlock.task.unique import UniqueMessage, enter, never_called
 from celery_distlock.waiting import poll_for
 
 __all__ = ["run_traced"]
 
 log = logging.getLogger(__name__)
-
-#: How long a task waits in place for its predecessor (the release comes a moment after its successor is published).
-PREDECESSOR_PATIENCE = 1.0
-
 
 #: Message headers that count how often a run was refused.
 _OF_REFUSALS = frozenset((ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER))
@@ -320,7 +316,10 @@ def _refused(
 
 def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
     request = task.request_stack.top
-    if request is None or not getattr(request, "distlock_frame", False):
+    if request is None:
+        return
+    if not getattr(request, "distlock_frame", False):
+        never_called(task, request, state)
         return
     stack = frames()
     stack[:] = [frame for frame in stack if frame.subject is not request]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery import Task
+from celery.signals import beat_init
 
 from celery_distlock.errors import LockConfigError
 from celery_distlock.held import HeldLock, frames
@@ -105,10 +106,8 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
             # The tracer would store STARTED before the lock is asked for: over the result of a run that has ended,
             # if the broker delivers its message again, and for tasks that are refused.
             cls._lock_track_started, cls.track_started = True, False
-        if cls._lock_options.beat_unique_tick:
-            from celery_distlock.beat import watch_beats
-
-            watch_beats()
+        if cls._lock_options.beat_unique_tick or cls._lock_unique:
+            beat_init.connect(_beat_starts, weak=False, dispatch_uid="celery_distlock.beat")
         # Imported here: a publisher needs nothing of the worker's.
         from celery_distlock.worker.steps import supervise
 
@@ -153,7 +152,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         """
         if lock is not None:
             options["headers"] = self._lock_header(options.get("headers"), lock)
-        if self._lock_unique or lock is not None:
+        if self._lock_unique or OPTIONS_HEADER in (options.get("headers") or ()):
             return publish(self, super().apply_async, args, kwargs, more, options)
         return super().apply_async(args, kwargs, *more, **options)
 
@@ -215,6 +214,13 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         if sentence not in cls._lock_said:
             cls._lock_said = cls._lock_said | {sentence}
             log.warning("Task %s: %s", self.name, sentence)
+
+
+def _beat_starts(sender: Any, **_: Any) -> None:
+    # Imported now: what a beat needs is of no use to others.
+    from celery_distlock.beat import attend
+
+    attend(sender)
 
 
 def _attributes(cls: type[LockedTask]) -> dict[str, Any]:

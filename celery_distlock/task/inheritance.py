@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
 
 from celery_distlock.errors import LockConfigError
@@ -22,6 +21,7 @@ from celery_distlock.held import ask, give_back
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease
 from celery_distlock.stores.base import LockStore, PassingOn
 from celery_distlock.task.grant import record_of
+from celery_distlock.task.moments import seconds_until
 from celery_distlock.task.run import Run
 
 __all__ = ["bequeath", "inheriting"]
@@ -39,12 +39,12 @@ def inheriting(task: Any, run: Run) -> Callable[[LockStore, Claim], Lease | Cont
         passing = _passing(task, store)
         if run.retries or run.attempt:
             try:
-                lease = passing.pass_on(Lease.unknown(claim.key, _heir_of(run), claim.ttl), claim)
+                left = passing.pass_on(Lease.unknown(claim.key, _heir_of(run), claim.ttl), claim)
             except BaseException:
                 give_back(store, Lease.unknown(claim.key, claim.owner, claim.ttl))
                 raise
-            if lease is not None:
-                return lease
+            if left is not None:
+                return left
         return ask(store, claim)
 
     return inherit
@@ -81,7 +81,5 @@ def _heir_of(run: Run) -> str:
 
 def _delay_of(error: Any) -> float:
     when = getattr(error, "when", None)
-    if isinstance(when, datetime):
-        moment = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-        return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
-    return float(when or 0.0)
+    left = float(when) if isinstance(when, (int, float)) else seconds_until(when)
+    return max(0.0, left or 0.0)

@@ -4,8 +4,9 @@
 ``replace`` and ``rerun`` publish first: whoever dies between the two steps has published one message too many, which
 the lock keeps from running beside another, rather than revoked one for the sake of another that never came.
 
-Left alone are messages whose id was chosen before: those of a canvas, where somebody waits for this very id, and
-retries. They are not refused, but they count while they run, and retries keep their place.
+Left alone are messages whose id was chosen before, and those that something is linked to: parts of a canvas, where
+somebody waits for this very message, and retries. They are neither refused nor replaced, but they count while they run,
+and retries keep their place.
 
 Authority
     The lock, when the task runs. What is decided here saves work.
@@ -13,22 +14,22 @@ Authority
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from celery.utils import uuid
-from celery.utils.time import maybe_iso8601, maybe_make_aware
 
-from celery_distlock.errors import DuplicateTask, StoreUnavailable
+from celery_distlock.errors import DuplicateTask, LockKeyError, StoreUnavailable
 from celery_distlock.keepalive import keeper
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import unique_duplicate
 from celery_distlock.stores.base import Uniqueness
 from celery_distlock.task.message import UNIQUE_HEADER, cancel, cancel_later, header_of, token_of, tokens_of
+from celery_distlock.task.moments import seconds_until
 from celery_distlock.task.run import ATTEMPT_HEADER, OPTIONS_HEADER
 from celery_distlock.tokens import Duplicate, Token
 
@@ -62,13 +63,22 @@ def publish(
     if not chosen.unique or task._get_app().conf.task_always_eager:
         return _accepted(send(args, kwargs, **options))
     call = _Call(task, chosen, send, args or (), kwargs or {}, options, tokens_of(task))
-    if task.typing:
+    header = getattr(task, "__header__", None)
+    if task.typing and header is not None:
         # Celery's own check comes first, and its own error.
-        task.__header__(*call.args, **call.kwargs)
-    key = task._lock_unique_key_of(chosen, call.args, call.kwargs)
+        header(*call.args, **call.kwargs)
+    awaited = options.get("task_id") or options.get("link")
+    try:
+        key = task._lock_unique_key_of(chosen, call.args, call.kwargs)
+    except LockKeyError as error:
+        if not awaited:
+            raise
+        # Raised here it would hit the task that publishes this one as its next link, and which has done its work.
+        log.warning("Task %s is published without asking for others: %s", task.name, error)
+        key = None
     if key is None:
         return call.publish()
-    if options.get("task_id"):
+    if awaited:
         return call.publish_known(key)
     token = call.named(key)
     return call.publish_first(token) if token.replaces else call.ask_first(token)
@@ -100,22 +110,17 @@ class _Call:
 
     def ask_first(self, token: Token) -> Any:
         """Publish unless there is another one."""
-        try:
-            answer = self.store.reserve(token)
-        except StoreUnavailable as error:
-            if self.chosen.on_store_error == "fail":
-                # It may have been entered all the same.
-                cancel_later(keeper(), self.store, token, window=True)
-                raise
-            log.warning("Task %s[%s] is published without asking for others: %s", self.task.name, token.id, error)
-        else:
-            if isinstance(answer, Duplicate):
-                return self._duplicate(token, answer)
-        try:
-            return self.publish()
-        except BaseException:
-            cancel(self.store, token, window=True)
-            raise
+        answer: Any = None
+        with self._unless_interrupted(token, window=True):
+            try:
+                answer = self.store.reserve(token)
+            except StoreUnavailable as error:
+                if self.chosen.on_store_error == "fail":
+                    raise
+                log.warning("Task %s[%s] is published without asking for others: %s", self.task.name, token.id, error)
+            if not isinstance(answer, Duplicate):
+                return self.publish()
+        return self._duplicate(token, answer)
 
     def publish_first(self, token: Token) -> Any:
         """Publish in the place of another one."""
@@ -128,26 +133,37 @@ class _Call:
         return self._duplicate(token, answer) if isinstance(answer, Duplicate) else result
 
     def publish_known(self, key: str) -> Any:
-        """Publish a message whose id was chosen before."""
-        headers, task_id = self.options.get("headers") or {}, self.options["task_id"]
+        """Publish a message that somebody waits for, or one that was published before."""
+        headers = self.options.get("headers") or {}
+        task_id = self.options["task_id"] = self.options.get("task_id") or uuid()
         if UNIQUE_HEADER not in headers:
             if self.chosen.unique_while == "queued_or_running":
-                # Part of a canvas. It has no place while it is queued; while it runs, it counts.
-                self._carry(dataclasses.replace(self._token(key, task_id), replaces=False))
+                # While it is queued it has no place, which a newer one could take; while it runs, it counts.
+                self._carry(dataclasses.replace(self._token(key, task_id), queued=False, replaces=False))
             return self.publish()
         retried = token_of(headers, task_id)
         if retried is None or not retried.queued or ATTEMPT_HEADER in headers:
             # A lock retry has its place still.
             return self.publish()
         place = dataclasses.replace(retried, ttl=self._patience(), running=False, replaces=False)
-        try:
-            self.store.reserve(place)
-        except StoreUnavailable as error:
-            log.debug("Task %s[%s] is retried without its place: %s", self.task.name, place.id, error)
-        try:
+        with self._unless_interrupted(place, window=False):
+            try:
+                self.store.reserve(place)
+            except StoreUnavailable as error:
+                log.debug("Task %s[%s] is retried without its place: %s", self.task.name, place.id, error)
             return self.publish()
+
+    @contextlib.contextmanager
+    def _unless_interrupted(self, token: Token, *, window: bool) -> Iterator[None]:
+        """Free the place of a message that is not published after all: that fails, or a signal strikes on the way."""
+        try:
+            yield
+        except StoreUnavailable:
+            # It may have been entered all the same.
+            cancel_later(keeper(), self.store, token, window=window)
+            raise
         except BaseException:
-            cancel(self.store, place, window=False)
+            cancel(self.store, token, window=window)
             raise
 
     def _carry(self, token: Token) -> None:
@@ -169,19 +185,12 @@ class _Call:
     def _patience(self) -> float:
         """Return in how many seconds the message must have started."""
         given = self.options.get("countdown")
-        wait = float(given) if isinstance(given, (int, float)) else self._until(self.options.get("eta")) or 0.0
+        # As Celery does: a countdown of 0 is none.
+        wait = float(given) if given else seconds_until(self.options.get("eta")) or 0.0
         patience = max(0.0, wait) + self.chosen.unique_ttl
         expires = self.options.get("expires", self.task.expires)
-        left = float(expires) if isinstance(expires, (int, float)) else self._until(expires)
+        left = float(expires) if isinstance(expires, (int, float)) else seconds_until(expires)
         return patience if left is None else min(patience, max(left, 0.001))
-
-    def _until(self, moment: Any) -> float | None:
-        if isinstance(moment, str):
-            moment = maybe_iso8601(moment)
-        if not isinstance(moment, datetime):
-            return None
-        app = self.task._get_app()
-        return float((maybe_make_aware(moment, app.timezone) - app.now()).total_seconds())
 
     def _duplicate(self, token: Token, answer: Duplicate) -> Any:
         log.info(

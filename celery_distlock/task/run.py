@@ -11,7 +11,18 @@ from typing import Any
 
 from celery_distlock.lease import Holder
 
-__all__ = ["ATTEMPT_HEADER", "OPTIONS_HEADER", "SINCE_HEADER", "TICKET_HEADER", "Run", "label_of"]
+__all__ = [
+    "ATTEMPT_HEADER",
+    "OPTIONS_HEADER",
+    "PREDECESSOR_PATIENCE",
+    "SINCE_HEADER",
+    "TICKET_HEADER",
+    "Run",
+    "label_of",
+]
+
+#: How long a task waits in place for its predecessor (the release comes a moment after its successor is published).
+PREDECESSOR_PATIENCE = 1.0
 
 #: Message headers: how often this run was refused its lock, since when (wall clock), the number of its place in line,
 #: and the call's own options.

@@ -30,14 +30,19 @@ from celery_distlock.options import LockOptions
 from celery_distlock.signals import unique_superseded
 from celery_distlock.stores.base import Uniqueness
 from celery_distlock.task.grant import record_of
-from celery_distlock.task.message import cancel, token_of, tokens_of
+from celery_distlock.task.message import UNIQUE_HEADER, cancel, token_of, tokens_of
 from celery_distlock.task.redelivery import ignores_result
-from celery_distlock.task.run import Run
-from celery_distlock.tokens import Superseded, Token, running_key
+from celery_distlock.task.run import PREDECESSOR_PATIENCE, Run
+from celery_distlock.tokens import Begun, Superseded, Token, running_key
 
-__all__ = ["UniqueMessage", "enter"]
+__all__ = ["UniqueMessage", "enter", "never_called"]
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks whether a predecessor has ended.
+_PAUSE = 0.02
+#: With these a message is gone.
+_GONE = states.READY_STATES | {states.IGNORED}
 
 
 def enter(task: Any, request: Any) -> None:
@@ -47,6 +52,16 @@ def enter(task: Any, request: Any) -> None:
         request.distlock_unique = UniqueMessage(task, request, token)
         # Have task_postrun look at this request.
         request.distlock_frame = True
+
+
+def never_called(task: Any, request: Any, state: str | None) -> None:
+    """Free the place of a unique message whose task ended before its ``__call__``: its ``before_start`` raised."""
+    if state not in _GONE or not request.headers or UNIQUE_HEADER not in request.headers or request.is_eager:
+        return
+    token = token_of(request.headers, request.id)
+    # A bare task may have been sent the header of another one.
+    if token is not None and hasattr(task, "_lock_unique"):
+        cancel(tokens_of(task), token, window=False)
 
 
 class UniqueMessage:
@@ -66,13 +81,18 @@ class UniqueMessage:
 
         Raises:
             Ignore: a newer one has taken it.
-            StoreUnavailable: the store could not be asked.
         """
-        if self._token.queued:
-            place = dataclasses.replace(self._token, running=False, replaces=False)
+        if not self._token.queued:
+            return
+        place = dataclasses.replace(self._token, running=False, replaces=False)
+        try:
             answer = tokens_of(self._task).reserve(place)
-            if isinstance(answer, Superseded):
-                self._superseded(answer)
+        except StoreUnavailable as error:
+            # Not passed on: it would be taken for silence about the lock, which is known to be another's.
+            log.debug("Task %s[%s] waits without its place: %s", self._task.name, self._request.id, error)
+            return
+        if isinstance(answer, Superseded):
+            self._superseded(answer)
 
     def begin(self, options: LockOptions, run: Run) -> None:
         """Free the place, or pass it on to this execution.
@@ -84,15 +104,14 @@ class UniqueMessage:
         store, token = tokens_of(self._task), self._token
         claim = self._claim(options, run) if token.running else None
         try:
-            self._begin(store, token, claim)
+            self._begin(store, token, claim, run)
         except BaseException:
             if claim is not None and self._lease is None:
                 give_back(self._task._lock_store, Lease.unknown(claim.key, claim.owner, claim.ttl))
             raise
 
-    def _begin(self, store: Uniqueness, token: Token, claim: Claim | None) -> None:
-        sent = time.monotonic()
-        answer = store.begin(token, claim)
+    def _begin(self, store: Uniqueness, token: Token, claim: Claim | None, run: Run) -> None:
+        sent, answer = self._asked(store, token, claim, run)
         if isinstance(answer, Superseded):
             self._refused()
             self._superseded(answer)
@@ -108,6 +127,20 @@ class UniqueMessage:
             self._kept = SelfKept(self._task._lock_store, lease)
             self._kept.used_by(self)
         self._lease = lease
+
+    def _asked(
+        self, store: Uniqueness, token: Token, claim: Claim | None, run: Run
+    ) -> tuple[float, Begun | Superseded]:
+        """Return the store's answer, and when it was asked for; wait in place for a predecessor about to end."""
+        give_up = time.monotonic() + PREDECESSOR_PATIENCE
+        while True:
+            sent = time.monotonic()
+            answer = store.begin(token, claim)
+            if claim is None or isinstance(answer, Superseded) or answer.fence or sent >= give_up:
+                return sent, answer
+            if not any(run.succeeds(holder) for holder in self._task._lock_store.holders(claim.key)):
+                return sent, answer
+            time.sleep(_PAUSE)
 
     def _claim(self, options: LockOptions, run: Run) -> Claim:
         properties = self._request.properties or {}

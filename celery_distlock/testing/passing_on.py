@@ -41,7 +41,7 @@ class PassingOnContract(StoreContract):
         lease = granted(store, claim())
         heir = claim(record={"id": "heir"})
         passed = store.pass_on(lease, heir)
-        assert passed is not None
+        assert isinstance(passed, Lease)
         assert (passed.key, passed.owner, passed.ttl) == ("k", heir.owner, store.lease_ttl(heir.ttl))
         assert passed.fence > lease.fence
         assert passed.remaining > passed.ttl * 0.8
@@ -53,14 +53,14 @@ class PassingOnContract(StoreContract):
 
     def test_nobody_comes_in_between(self, store: _Store) -> None:
         passed = store.pass_on(granted(store, claim()), claim())
-        assert passed is not None
+        assert isinstance(passed, Lease)
         assert isinstance(store.acquire(claim()), Contended)
 
     def test_asking_again_is_asking_once(self, store: _Store) -> None:
         lease, heir = granted(store, claim()), claim()
         first, again = store.pass_on(lease, heir), store.pass_on(lease, heir)
-        assert first is not None
-        assert again is not None
+        assert isinstance(first, Lease)
+        assert isinstance(again, Lease)
         assert first.fence == again.fence
         assert len(store.holders("k")) == 1
 
@@ -87,6 +87,23 @@ class PassingOnContract(StoreContract):
         store.pass_on(granted(store, claim()), claim(), done)
         assert store.acquire(claim(completion=done)) == Completed("k", "run")
 
+    def test_whoever_looks_for_a_record_is_told_of_it_instead(self, store: _Store) -> None:
+        done = Completion("k", "run", 60.0)
+        heir = claim()
+        store.pass_on(granted(store, claim()), heir, done)
+        left = Lease.unknown("k", heir.owner, 30.0)
+        assert store.pass_on(left, claim(completion=done)) == Completed("k", "run")
+        [holder] = store.holders("k")
+        assert holder["owner"] == heir.owner
+        assert isinstance(store.pass_on(left, claim(completion=Completion("k", "another", 60.0))), Lease)
+
+    def test_nothing_is_passed_on_to_an_owner_whose_unknown_lease_was_released(self, store: _Store) -> None:
+        # The question may arrive after the one who asked has given up.
+        lease, wish = granted(store, claim()), claim()
+        store.release([Lease.unknown("k", wish.owner, 30.0)])
+        assert store.pass_on(lease, wish) is None
+        assert store.renew([lease]) == [Renewal.HELD]
+
     # --- to nobody who would keep it alive --------------------------------------------------------------------------
 
     def test_a_lease_left_to_nobody_lasts_for_its_own_ttl_although_its_client_has_gone(
@@ -94,7 +111,7 @@ class PassingOnContract(StoreContract):
     ) -> None:
         heir = claim(ttl=4 * self.ttl, record={"id": "heir"})
         passed = mortal_store.pass_on(granted(mortal_store, claim()), heir, unattended=True)
-        assert passed is not None
+        assert isinstance(passed, Lease)
         assert passed.ttl == heir.ttl
         mortal_store.close()
         [holder] = store.holders("k")
@@ -107,9 +124,9 @@ class PassingOnContract(StoreContract):
     def test_whoever_comes_for_it_has_it(self, store: _Store, other_store: _Store) -> None:
         lease, heir = granted(store, claim()), claim()
         left = store.pass_on(lease, heir, unattended=True)
-        assert left is not None
+        assert isinstance(left, Lease)
         passed = other_store.pass_on(Lease.unknown("k", heir.owner, 30.0), claim())
-        assert passed is not None
+        assert isinstance(passed, Lease)
         assert passed.fence > left.fence > lease.fence
         assert passed.ttl == store.lease_ttl(30.0)
         assert other_store.renew([passed]) == [Renewal.HELD]
@@ -121,8 +138,8 @@ class PassingOnContract(StoreContract):
         first = store.pass_on(lease, heir, unattended=True)
         self.wait(1.5 * self.ttl)
         again = store.pass_on(lease, heir, unattended=True)
-        assert first is not None
-        assert again is not None
+        assert isinstance(first, Lease)
+        assert isinstance(again, Lease)
         assert first.fence == again.fence
         self.wait(self.ttl)
         assert isinstance(store.acquire(claim()), Contended)

@@ -253,6 +253,24 @@ class UniquenessContract(StoreContract):
         assert store.reserve(quick) == Reserved("old")
         assert isinstance(store.begin(token("old", replaces=True), None), Superseded)
 
+    def test_one_that_started_before_its_publisher_came_replaces_none_that_came_after_its_start(
+        self, store: _Store
+    ) -> None:
+        # Its run may have passed over what the newer one is about.
+        quick = token("quick", replaces=True)
+        assert store.begin(quick, None) == Begun(0)
+        store.reserve(token("newer", replaces=True))
+        assert store.reserve(quick) == Reserved()
+        assert store.reserve(token("third")) == Duplicate("newer")
+        assert store.begin(token("newer", replaces=True), None) == Begun(0)
+
+    def test_one_that_is_superseded_at_once_leaves_no_place_behind(self, store: _Store) -> None:
+        start(store, "runs")
+        # It was delivered, and refused its lock, before its publisher came.
+        assert store.reserve(token("new")) == Reserved()
+        assert store.reserve(token("new", running=True, replaces=True)) == Duplicate("runs")
+        assert store.reserve(token("third")) == Reserved()
+
     @pytest.mark.parametrize("name", ["id with blank", "ümläut", 'quo"te\\', "a:begun"])
     def test_an_id_may_be_any_text(self, store: _Store, name: str) -> None:
         store.reserve(token(name, replaces=True))

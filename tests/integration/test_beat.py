@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -12,6 +14,7 @@ import pytest
 from celery import Celery
 from celery.beat import Scheduler, SchedulingError, Service
 from celery.schedules import crontab, schedule
+from celery.signals import beat_init
 
 from celery_distlock import LockedTask, StoreUnavailable, beat
 from celery_distlock.beat import LeaderScheduler, Tick, Ticks
@@ -140,6 +143,25 @@ class TestTick:
             moments.append(self.of(shop, hourly, clock + ahead, last=clock - 3000.0))
         assert len(set(moments)) == 1
 
+    @pytest.mark.parametrize("down_for", [0.0, 7200.0, 40 * 86400.0])
+    def test_a_crontab_has_one_also_for_a_beat_that_was_down_for_long(self, shop: Shop, down_for: float) -> None:
+        # What it has missed was others'; what is due is what they have published last.
+        twice_an_hour = crontab(minute="0,20", app=shop.app)
+        clock = 1_800_000_000.0 // 3600 * 3600 + 3600
+        twice_an_hour.nowfun = lambda: datetime.fromtimestamp(clock + 1202.0, timezone.utc)
+        key = self.of(shop, twice_an_hour, clock + 1202.0, last=clock + 2.0 - down_for)
+        assert key.endswith(f":{clock + 1200:.3f}")
+
+    def test_a_schedule_that_ends_has_a_last_one(self, shop: Shop) -> None:
+        now = 1_800_000_000.0
+
+        class Once(crontab):  # type: ignore[misc]
+            def remaining_estimate(self, last_run_at: datetime) -> Any:
+                return timedelta(seconds=-5.0) if last_run_at.timestamp() < now - 5.0 else None
+
+        once = Once(app=shop.app, nowfun=lambda: datetime.fromtimestamp(now, timezone.utc))
+        assert self.of(shop, once, now).endswith(f":{now - 5.0:.3f}")
+
     def test_entries_have_their_own(self, shop: Shop) -> None:
         one = Tick.of(shop.app, shop_entry(shop, "job"), 7.0)
         other = Tick.of(shop.app, shop_entry(shop, "other"), 7.0)
@@ -151,7 +173,8 @@ class TestTick:
         entry.schedule = schedule(1.0)
         assert Tick.of(shop.app, entry).memory == 60.0
         entry.schedule = crontab(minute=0, app=shop.app)
-        assert 60.0 <= Tick.of(shop.app, entry).memory <= 7200.0
+        # However late it is published.
+        assert Tick.of(shop.app, entry).memory == 7200.0
 
 
 def shop_entry(shop: Shop, name: str) -> Any:
@@ -181,7 +204,7 @@ class TestUniqueTick:
         shop.define(beat_unique_tick=True)
         services = [Service(shop.app, scheduler_cls=Scheduler) for _ in range(2)]
         for service in services:
-            beat.beat_init.send(sender=service)
+            beat_init.send(sender=service)
             due(service.scheduler)
             service.scheduler.tick()
         assert len(shop.published) == 1
@@ -195,6 +218,24 @@ class TestUniqueTick:
         with pytest.raises(SchedulingError):
             first.apply_async(first.schedule["job"])
         task.apply_async = publish
+        second.apply_async(second.schedule["job"])
+        assert len(shop.published) == 1
+
+    def test_a_beat_that_is_told_to_end_in_the_question_leaves_the_tick_to_others(
+        self, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def reserve(token: Token) -> Any:
+            MemoryStore.reserve(shop.store, token)
+            raise SystemExit
+
+        shop.define(beat_unique_tick=True)
+        first, second = Scheduler(shop.app), Scheduler(shop.app)
+        Ticks(first)
+        Ticks(second)
+        monkeypatch.setattr(shop.store, "reserve", reserve)
+        with pytest.raises(SystemExit):
+            first.apply_async(first.schedule["job"])
+        monkeypatch.undo()
         second.apply_async(second.schedule["job"])
         assert len(shop.published) == 1
 
@@ -223,6 +264,25 @@ def test_a_job_whose_last_run_has_not_finished_is_skipped_and_counted(
         assert (scheduler.apply_async(scheduler.schedule[name]) is None) == (name == "other")
     assert beat.skipped["other"] == before + 1
     assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@pytest.mark.parametrize("policy", ["return", "raise"])
+def test_it_is_counted_and_no_error_by_any_beat_that_starts(
+    shop: Shop, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    # Not because of a task that another test has defined.
+    beat_init.disconnect(dispatch_uid="celery_distlock.beat")
+    shop.define(unique_while="queued_or_running", on_duplicate=policy)
+    service = Service(shop.app, scheduler_cls=Scheduler)
+    beat_init.send(sender=service)
+    before = beat.skipped["job"] + beat.skipped["other"]
+    caplog.set_level("WARNING")
+    due(service.scheduler, "job", "other")
+    while service.scheduler.tick() == 0:
+        pass
+    assert len(shop.published) == 1
+    assert beat.skipped["job"] + beat.skipped["other"] - before == 1
+    assert caplog.records == []
 
 
 class TestLeader:
@@ -322,6 +382,32 @@ class TestLeader:
         self.tick(leader)
         assert leader.leads
         assert len(shop.published) == 1
+
+    def test_after_a_silence_of_the_store_each_entry_is_published_once(
+        self, shop: Shop, beats: list[LeaderScheduler], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ticks = itertools.count()
+        monkeypatch.setattr(Tick, "of", lambda app, entry: Tick(f"{entry.name}:{next(ticks)}", 60.0))
+        first, second, _ = beats
+        self.tick(first)
+        shop.store.down = True
+        assert first._lock._kept is not None
+        first._lock._kept.deadline = 0.0
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:
+            for one in (first, second):
+                due(one._inner, "job", "other")
+                time.sleep(min(0.1, self.tick(one)))
+        shop.store.down = False
+        self.tick(first)
+        assert first.leads
+        assert len(shop.published) == 2
+        # Nor does who stood by remember more.
+        self.tick(second)
+        first._stand_down()
+        self.tick(second)
+        assert second.leads
+        assert len(shop.published) == 4
 
     def test_a_shared_schedule_is_left_alone_by_those_who_stand_by_and_read_anew_by_the_leader(
         self, shop: Shop

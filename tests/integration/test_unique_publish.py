@@ -14,7 +14,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from kombu.exceptions import EncodeError
 
-from celery_distlock import DuplicateTask, LockedTask, StoreUnavailable, unique_send_task
+from celery_distlock import DuplicateTask, LockedTask, LockKeyError, StoreUnavailable, unique_send_task
 from celery_distlock.signals import unique_duplicate
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.stores.of_app import forget_store, use_store
@@ -147,6 +147,18 @@ class TestReturn:
         assert "'sync:7'" in record.message
 
 
+def test_a_task_may_be_a_class(shop: Shop) -> None:
+    class Sync(LockedTask):
+        name = "class"
+        unique_while = "queued"
+
+        def run(self, order: int) -> None:
+            """Do nothing."""
+
+    task = shop.app.register_task(Sync())
+    assert [task.delay(7).duplicate, task.delay(order=7).duplicate] == [False, True]
+
+
 def test_raise_names_the_other_one(shop: Shop) -> None:
     task = shop.task(unique_while="queued", on_duplicate="raise")
     first = task.delay(7)
@@ -219,6 +231,7 @@ class TestTheTtl:
             ({}, 100.0),
             ({"countdown": 50}, 150.0),
             ({"eta": timedelta(seconds=50)}, 150.0),
+            ({"eta": timedelta(seconds=50), "countdown": 0}, 150.0),
             ({"expires": 20}, 20.0),
             ({"expires": timedelta(seconds=20)}, 20.0),
             ({"expires": 2000}, 100.0),
@@ -304,6 +317,64 @@ def database() -> Any:
     return transaction
 
 
+class Interrupted(BaseException):
+    """What a signal's handler raises."""
+
+
+@contextlib.contextmanager
+def interrupted_in_the_question(shop: Shop) -> Iterator[None]:
+    def reserve(token: Token) -> Any:
+        MemoryStore.reserve(shop.store, token)
+        raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shop.store, "reserve", reserve)
+        with contextlib.suppress(Interrupted):
+            yield
+            raise AssertionError("it was not interrupted")
+
+
+class TestInterrupted:
+    def test_in_the_question_it_leaves_no_place(self, shop: Shop) -> None:
+        task = shop.task(unique_while="queued", unique_for=60)
+        with interrupted_in_the_question(shop):
+            task.delay(7)
+        assert not isinstance(shop.other(window=60.0), Duplicate)
+
+    def test_in_the_question_of_a_retry_it_leaves_no_place(self, shop: Shop) -> None:
+        task = shop.task(unique_while="queued")
+        first = task.delay(7)
+        (message,) = shop.messages()
+        shop.store.begin(Token("sync:7", first.id, 60.0), None)
+        with interrupted_in_the_question(shop):
+            retry(task, message)
+        assert not isinstance(shop.other(), Duplicate)
+
+
+def retry(task: Any, message: dict[str, Any], **options: Any) -> Any:
+    """Publish a message again as a task's own retry does."""
+    headers = {name: value for name, value in message.items() if name.startswith("distlock")}
+    return task.apply_async((7,), task_id=message["id"], headers=headers, retries=1, **options)
+
+
+class TestRetries:
+    def test_a_task_that_retries_itself_is_queued_again(self, shop: Shop) -> None:
+        task = shop.task(unique_while="queued")
+        first = task.delay(7)
+        (message,) = shop.messages()
+        shop.store.begin(Token("sync:7", first.id, 60.0), None)
+        retry(task, message, countdown=5)
+        assert task.delay(7).id == first.id
+
+    def test_also_if_only_this_call_is_unique(self, shop: Shop) -> None:
+        task, lock = shop.task(unique_key=None, lock_key="sync:{order}"), {"unique_while": "queued"}
+        first = task.apply_async((7,), lock=lock)
+        (message,) = shop.messages()
+        shop.store.begin(Token("sync:7", first.id, 60.0), None)
+        retry(task, message, countdown=5)
+        assert task.apply_async((7,), lock=lock).id == first.id
+
+
 class TestAStoreThatIsDown:
     def test_the_task_is_published_and_the_lock_decides(self, shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
         shop.store.down = True
@@ -318,6 +389,12 @@ class TestAStoreThatIsDown:
         with pytest.raises(StoreUnavailable):
             shop.task(unique_while="queued", lock_on_store_error="fail").delay(7)
         assert shop.messages() == []
+
+    def test_what_replaces_another_is_published_by_then(self, shop: Shop) -> None:
+        task = shop.task(unique_while="queued", on_duplicate="replace", lock_on_store_error="fail")
+        shop.store.down = True
+        assert not task.delay(7).duplicate
+        assert len(shop.messages()) == 1
 
 
 class TestWhereAnIdIsAwaited:
@@ -340,6 +417,34 @@ class TestWhereAnIdIsAwaited:
         task = shop.task(unique_while="queued_or_running")
         group(task.si(7), task.si(8)).apply_async()
         assert [message["distlock_unique"]["running"] for message in shop.messages()] == [True, True]
+
+    def test_they_have_no_place_that_a_newer_call_could_take(self, shop: Shop) -> None:
+        task = shop.task(unique_while="queued_or_running", on_duplicate="rerun")
+        chain(task.si(7), task.si(7)).apply_async()
+        (message,) = shop.messages()
+        told = message["distlock_unique"]
+        assert (told["queued"], told["replaces"]) == (False, False)
+
+    @pytest.mark.parametrize("policy", ["return", "raise", "replace", "rerun"])
+    def test_a_call_that_something_is_linked_to_is_published(self, shop: Shop, policy: str) -> None:
+        task = shop.task(unique_while="queued", on_duplicate=policy)
+        first = task.delay(7)
+        linked = task.apply_async((7,), link=task.si(8))
+        assert (linked.duplicate, linked.id == first.id) == (False, False)
+        assert len(shop.messages()) == 2
+        assert shop.other() == Duplicate(first.id)
+
+    def test_a_link_of_which_no_key_can_be_made_is_published_and_fails_by_itself(
+        self, shop: Shop, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        # It is published by the task before it, which would lose its own result.
+        task = shop.task(unique_while="queued", unique_key=lambda order, note="": str(order["id"]))
+        assert task.apply_async((7,), task_id="link").id == "link"
+        (record,) = caplog.records
+        assert "raised TypeError" in record.getMessage()
+        assert len(shop.messages()) == 1
+        with pytest.raises(LockKeyError):
+            task.delay(7)
 
     def test_a_plain_signature_is_a_call(self, shop: Shop) -> None:
         task = shop.task(unique_while="queued")
@@ -368,6 +473,14 @@ class TestByName:
         assert second.id == first.id
         assert shop.app.tasks["sync"].delay(7).duplicate
         assert len(shop.messages()) == 1
+
+    def test_nor_does_it_matter_how_it_is_called(self, shop: Shop) -> None:
+        shop.task(unique_while="queued")
+        unique_send_task(shop.app)
+        first = shop.app.send_task("sync", (7,), {}, 5)
+        second = shop.app.send_task("sync", (7,), {}, 5)
+        assert second.id == first.id
+        assert [message["eta"] is not None for message in shop.messages()] == [True]
 
     def test_names_that_nobody_knows_are_published_as_before(self, shop: Shop) -> None:
         unique_send_task(shop.app)

@@ -51,6 +51,14 @@ def test_a_runner_whose_record_is_gone_does_not_count(store: RedisStore, behind:
     assert store.reserve(running) == Reserved()
 
 
+def test_a_publisher_that_comes_late_and_asks_twice_leaves_no_place_behind(store: RedisStore) -> None:
+    # The command is sent again if its reply was lost.
+    quick = Token("k", "quick", 30.0, replaces=True)
+    store.begin(quick, None)
+    assert [store.reserve(quick), store.reserve(quick)] == [Reserved(), Reserved()]
+    assert store.reserve(Token("k", "next", 30.0)) == Reserved()
+
+
 def test_each_operation_is_one_command(store: RedisStore, behind: Behind) -> None:
     token = Token("k", "first", 5.0, running=True, window=3.0)
     store.reserve(token)

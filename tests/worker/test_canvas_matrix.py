@@ -63,6 +63,15 @@ def _chord_body(tasks: Any, key: str, lock: dict[str, Any]) -> Any:
     return chord([tasks.beside.si(key)], tasks.locked.si(key).set(lock=lock)).apply_async()
 
 
+def _nested_chord(tasks: Any, key: str, lock: dict[str, Any]) -> Any:
+    inner = chord([tasks.locked.si(key).set(lock=lock), tasks.beside.si(key)], tasks.inner.s(key))
+    return chord([inner, tasks.beside.si(key)], tasks.collect.s(key)).apply_async()
+
+
+def _chunk(tasks: Any, key: str, lock: dict[str, Any]) -> Any:
+    return getattr(tasks, f"locked_{lock['on_contention']}").chunks([(key,)], 1).apply_async()
+
+
 def _link(tasks: Any, key: str, lock: dict[str, Any]) -> Any:
     signature = tasks.locked.si(key).set(lock=lock)
     result = signature.freeze()
@@ -81,6 +90,10 @@ def _replace(tasks: Any, key: str, lock: dict[str, Any]) -> Any:
     return tasks.replaced.si(key, lock).apply_async()
 
 
+def _replace_chain(tasks: Any, key: str, lock: dict[str, Any]) -> Any:
+    return chain(tasks.replaced.si(key, lock), tasks.behind.s(key)).apply_async()
+
+
 PLACES: dict[str, Canvas] = {
     "alone": _single,
     "first of a chain": _chain_head,
@@ -89,12 +102,21 @@ PLACES: dict[str, Canvas] = {
     "in a group": _group,
     "in a chord's header": _chord_header,
     "body of a chord": _chord_body,
+    "in a chord in a chord's header": _nested_chord,
     "`link`": _link,
     "`link_error`": _link_error,
     "`Task.replace`": _replace,
+    "`Task.replace` in a chain": _replace_chain,
+    "`map`, `starmap`, `chunks`": _chunk,
 }
 #: Celery has no chords with the rpc result back end, and loses the result of what replaces a task.
-NOT_WITH_RPC = ("in a chord's header", "body of a chord", "`Task.replace`")
+NOT_WITH_RPC = (
+    "in a chord's header",
+    "body of a chord",
+    "in a chord in a chord's header",
+    "`Task.replace`",
+    "`Task.replace` in a chain",
+)
 
 
 @pytest.fixture(scope="module", params=["redis", "rpc"])
@@ -119,7 +141,7 @@ def outcome(shared: Shared, key: str, result: Any) -> str:
     else:
         told = f"`{value!r}`"
     behind = any(entry["task"] == "behind" for entry in shared.journal.entries("ran", key=key))
-    has_behind = key.startswith(("chain_head", "chain_middle", "chord_header"))
+    has_behind = key.startswith(("chain_head", "chain_middle", "chord_header", "nested_chord", "replace_chain"))
     return told + (("; what follows runs" if behind else "; what follows does not run") if has_behind else "")
 
 

@@ -7,10 +7,15 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+import redis
 from celery import states
 
+from tests.support.journal import Journal
 from tests.support.redis_server import RedisServer
+from tests.support.servers import Databases
 from tests.support.waiting import eventually
+from tests.support.workers import LoadApp, StartWorker
+from tests.worker.faults import RedisBroker, records_in
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = [pytest.mark.xdist_group("inheriting"), pytest.mark.also_in_zookeeper]
@@ -61,10 +66,35 @@ def test_by_default_others_may_come_in_between(shared: Shared, key: str) -> None
 
 
 def test_a_retry_that_never_comes_keeps_the_lock_for_its_delay_and_a_ttl(shared: Shared, key: str) -> None:
-    result = shared.tasks.keeping.delay(key, 1, 1.0)
+    # Longer than the ttl alone.
+    result = shared.tasks.keeping.delay(key, 1, 2.0)
     eventually(lambda: result.state == states.RETRY, PATIENCE, "the retry")
     began = time.monotonic()
     shared.tasks.app.control.revoke(result.id)
     with shared.lock(key, timeout=PATIENCE):
         waited = time.monotonic() - began
-    assert 1.0 < waited < 1.0 + 1.0 + 1.0 + 1.0
+    assert 2.0 < waited < 2.0 + 1.0 + 1.0 + 1.0
+
+
+@pytest.mark.locks_in_redis
+def test_an_attempt_that_is_delivered_again_does_not_take_what_it_left_to_the_next(
+    worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+) -> None:
+    first = worker(APP, concurrency=1)
+    tasks = load(APP)
+    broker = RedisBroker(tasks.app)
+    result = tasks.gated.delay("k")
+    (start,) = journal.wait_for("start", key="k", retries=1)
+    (tag,) = broker.wait_for_unacknowledged()
+    # It ends as it should, and is never acknowledged.
+    first.freeze(main_only=True)
+    with redis.Redis.from_url(databases.broker) as client:
+        client.rpush("gate:k", "open")
+    label = f"{start['id']}/1/0/0"
+    eventually(lambda: any(label in record for record in records_in(databases.locks)), PATIENCE, "its record")
+    first.kill_all()
+    second = worker(APP, concurrency=1, queues=["celery", "later"])
+    broker.deliver_again(tag)
+    second.wait_for_log("this delivery has already done its work")
+    assert result.get(timeout=PATIENCE) == "done"
+    assert [entry["retries"] for entry in journal.entries("start", key="k")] == [0, 1, 2]

@@ -13,7 +13,7 @@ import pytest
 from celery import chain, chord, group
 
 from celery_distlock import LockContended
-from celery_distlock.task.attempt import PREDECESSOR_PATIENCE
+from celery_distlock.task.run import PREDECESSOR_PATIENCE
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 from tests.worker.shared import PATIENCE, Shared, shared_workers

@@ -171,6 +171,15 @@ class TestEndings:
         # The lease was 3 s.
         free_again(shared, key, task, within=1.5)
 
+    @pytest.mark.parametrize("name", ["starting_queued", "starting_running"])
+    def test_so_does_one_that_is_killed_before_the_task_begins(self, shared: Shared, key: str, name: str) -> None:
+        task = getattr(shared.tasks, name)
+        first = task.delay(key)
+        (starting,) = shared.journal.wait_for("starting", key=key, id=first.id)
+        assert task.delay(key).id == first.id
+        os.kill(starting["pid"], signal.SIGKILL)
+        free_again(shared, key, task, within=1.5)
+
     def test_terminating_it_frees_the_place(self, shared: Shared, key: str) -> None:
         first = started(shared, key, shared.tasks.running_too)
         shared.tasks.app.control.revoke(first.id, terminate=True)
@@ -364,3 +373,29 @@ class TestCanvas:
             assert shared.tasks.running_too.delay(key).duplicate
         shared.open_gate(key)
         assert done.get(timeout=PATIENCE) == "b"
+
+    @pytest.mark.parametrize("name", ["replaced", "rerun"])
+    def test_a_newer_call_takes_the_place_of_none_of_its_members(self, shared: Shared, key: str, name: str) -> None:
+        task = getattr(shared.tasks, name)
+        with shared.held_by_a_task(key):
+            done = chain(task.si(key, "a", False), task.si(key, "b", False)).apply_async()
+            shared.journal.wait_for("contended", 2, key=key, id=done.parent.id)
+            newer = task.apply_async((key, "c", False))
+        assert done.get(timeout=PATIENCE) == "b"
+        assert newer.get(timeout=PATIENCE) == "c"
+
+    def test_a_link_of_which_no_key_can_be_made_does_not_cost_its_predecessor_its_result(
+        self, shared: Shared, key: str
+    ) -> None:
+        done = chain(shared.tasks.queued.si(key, key, False), shared.tasks.picky.s("b", False)).apply_async()
+        assert done.parent.get(timeout=PATIENCE) == key
+        assert done.get(timeout=PATIENCE) == "b"
+
+    def test_what_is_linked_to_a_second_call_is_called(self, shared: Shared, key: str) -> None:
+        first = started(shared, key, shared.tasks.running_too)
+        linked = shared.tasks.queued.si(f"{key}-linked", "linked", False)
+        result = linked.freeze()
+        shared.tasks.running_too.apply_async((key, "", False), link=linked)
+        shared.open_gate(key)
+        assert first.get(timeout=PATIENCE) == ""
+        assert result.get(timeout=PATIENCE) == "linked"

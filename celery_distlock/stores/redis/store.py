@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 _ASKS = 3
 #: Seconds that the first operation may take longer because settings are looked at.
 _CHECK_TIMEOUT = 0.5
+#: The scripts' word for a claim whose completion record is there.
+_COMPLETED = 1
 _SCAN_COUNT = 1000
 
 
@@ -196,7 +198,7 @@ class RedisStore(RedisQueueing, RedisUniqueness, PassingOn, LockStore):
 
     def pass_on(
         self, lease: Lease, claim: Claim, completion: Completion | None = None, *, unattended: bool = False
-    ) -> Lease | None:
+    ) -> Lease | Completed | None:
         """Turn a lease into one of another owner; see :meth:`PassingOn.pass_on`.
 
         Raises:
@@ -208,11 +210,15 @@ class RedisStore(RedisQueueing, RedisUniqueness, PassingOn, LockStore):
             b"%d" % lease.fence,
             b"0" if completion is None else _milliseconds(completion.ttl),
         )
-        call = PASS_ON.call(self._layout.packed(claim.key), told, self._layout.completion_of(completion))
+        done = claim.completion
+        call = PASS_ON.call(self._layout.packed(claim.key), told, self._layout.completion_of(completion or done))
         answer = self._run(PASS_ON, [call])
         fence = int(answer.replies[0])
         if not fence:
             return None
+        if fence == _COMPLETED:
+            assert done is not None
+            return Completed(claim.key, done.run)
         return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(answer.sent, claim.ttl), claim.limit)
 
     def _release_of(self, lease: Lease, done: Completion | None) -> bytes:

@@ -10,6 +10,9 @@ local function exist_until(key, deadline)
   end
 end
 
+-- µs for which a publisher may not have come to reserve what it has published.
+local LATE = 60000000
+
 -- The id in one of the token's places, 'queued' or 'window', if its time is not over, and until when it is there.
 local function live(place)
   local found = redis.call('HMGET', token, place, place .. ':until')
@@ -20,13 +23,16 @@ local function live(place)
 end
 
 local function enter(place, id, deadline)
+  if redis.call('HGET', token, place) ~= id then
+    redis.call('HSET', token, place .. ':since', digits(now))
+  end
   redis.call('HSET', token, place, id, place .. ':until', digits(deadline))
   exist_until(token, deadline)
 end
 
 local function leave(place, id)
   if redis.call('HGET', token, place) == id then
-    redis.call('HDEL', token, place, place .. ':until', place .. ':full')
+    redis.call('HDEL', token, place, place .. ':since', place .. ':until', place .. ':full')
     return true
   end
   return false
@@ -45,4 +51,14 @@ end
 -- In the outdated: an id as it is must not run, one with this suffix has started before its place was entered.
 local function begun(id)
   return id .. ':begun'
+end
+
+local function remember_begun(id)
+  remember(begun(id), now + LATE)
+end
+
+-- When it has (µs), if that is remembered.
+local function began(id)
+  local until_when = tonumber(redis.call('ZSCORE', outdated, begun(id)) or 0)
+  return until_when > now and until_when - LATE or nil
 end

@@ -3,15 +3,13 @@
 
 -- include: unique
 -- include: grant
--- µs for which a publisher may not have come to reserve what it has published.
-local LATE = 60000000
 local id = ARGV[6]
 
 if is_superseded(id) then
   return {3, live('queued') or ''}
 end
 if not leave('queued', id) and ARGV[7] == '1' then
-  remember(begun(id), now + LATE)
+  remember_begun(id)
 end
 -- It was provisional: nothing could have become of the one that was accepted.
 local full = redis.call('HMGET', token, 'window', 'window:full')

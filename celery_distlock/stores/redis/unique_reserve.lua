@@ -21,12 +21,13 @@ if is_superseded(owner) then
   return {3, first or ''}
 end
 -- One that replaces is reserved after it was published: it may have started, and ended, by now.
-local started = replaces and redis.call('ZREM', outdated, begun(owner)) == 1
+local started = replaces and began(owner)
 if running and not started then
   local other = runner()
   if other and other ~= owner then
     if replaces then
       remember(owner, now + ttl)
+      leave('queued', owner)
     end
     return {2, other}
   end
@@ -42,6 +43,10 @@ if window > 0 then
   end
 end
 
+if started and old and tonumber(redis.call('HGET', token, 'queued:since') or 0) > started then
+  -- Published after that run began, which may have passed over what this one is about.
+  old = nil
+end
 if replaces and old then
   remember(old, math.max(deadline, now + ttl))
   leave('queued', old)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kazoo.exceptions import BadVersionError, NoNodeError
 
-from celery_distlock.lease import Claim, Completion, Lease, deadline_of
+from celery_distlock.lease import Claim, Completed, Completion, Lease, deadline_of
 from celery_distlock.stores.base import PassingOn
 from celery_distlock.stores.zookeeper import requests
 from celery_distlock.stores.zookeeper.contenders import Contenders, Unattended
@@ -36,7 +36,7 @@ class ZooKeeperPassingOn(PassingOn):
 
     def pass_on(
         self, lease: Lease, claim: Claim, completion: Completion | None = None, *, unattended: bool = False
-    ) -> Lease | None:
+    ) -> Lease | Completed | None:
         """Turn a lease into one of another owner, in two round trips; see :meth:`PassingOn.pass_on`.
 
         Raises:
@@ -48,10 +48,17 @@ class ZooKeeperPassingOn(PassingOn):
 
     def _pass_on(
         self, lease: Lease, claim: Claim, completion: Completion | None, unattended: bool, end: float
-    ) -> Lease | None:
-        ours = self._ours
+    ) -> Lease | Completed | None:
+        ours, done = self._ours, claim.completion
+        if (claim.key, claim.owner) in ours.barred:
+            if completion is not None:
+                ours.completions.write([completion], end)
+            return None
         while True:
             node = self._lease_of(lease, end)
+            # Read after the lease: whoever has left one has written both at once.
+            if node is not None and done is not None and self._is_completed(done, end):
+                return Completed(claim.key, done.run)
             again = node is None
             if node is None:
                 # Asked a second time, perhaps.
@@ -91,6 +98,10 @@ class ZooKeeperPassingOn(PassingOn):
             return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(answer.sent, claim.ttl), claim.limit)
         contender = Line([path.rpartition("/")[2]]).contenders[0]
         return ours.granted(claim, Node(contender, path, told, fence, answer.session, 0), answer)
+
+    def _is_completed(self, done: Completion, end: float) -> bool:
+        [reply] = self._ours.session.exchange([requests.get(self._layout.completion(done))], end).replies
+        return self._ours.completions.counts(reply, end)
 
     def _lease_of(self, lease: Lease, end: float) -> Node | None:
         """Find the node of a lease; with fence 0, of whatever lease its owner has."""

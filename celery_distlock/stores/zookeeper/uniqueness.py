@@ -73,11 +73,12 @@ class _Known:
             state["window"] = [window[0], told.windows.until(place), window[1]]
         return state
 
-    def _mark(self, name: str) -> tuple[str, float] | None:
-        pair = (self.key, name)
-        for kind, memory in (("superseded", self.tokens.superseded), ("begun", self.tokens.begun)):
-            if pair in memory:
-                return kind, memory.until(pair)
+    def _mark(self, name: str) -> tuple[str, float, str | None] | None:
+        pair, tokens = (self.key, name), self.tokens
+        if pair in tokens.superseded:
+            return "superseded", tokens.superseded.until(pair), None
+        if pair in tokens.begun:
+            return "begun", tokens.begun.until(pair), tokens.begun.get(pair)
         return None
 
     def changes(self) -> list[Operation]:
@@ -91,7 +92,8 @@ class _Known:
                 assert version is not None
                 operations.append(requests.deleted(path, version))
                 continue
-            data = tells_until(mark[1], key=self.key, id=name, mark=mark[0])
+            kind, until, witness = mark
+            data = tells_until(until, key=self.key, id=name, mark=kind, witness=witness)
             operations.append(requests.made(path, data) if version is None else requests.written(path, data, version))
         return operations
 
@@ -270,9 +272,13 @@ class ZooKeeperUniqueness(Uniqueness):
         for data in told:
             node = json.loads(data)
             if "mark" in node:
-                memory = tokens.superseded if node["mark"] == "superseded" else tokens.begun
-                if not clock.is_past(node["until"], end):
-                    memory.put((key, node["id"]), node["until"], None)
+                name, until = (key, node["id"]), node["until"]
+                if clock.is_past(until, end):
+                    continue
+                if node["mark"] == "superseded":
+                    tokens.superseded.put(name, until, None)
+                else:
+                    tokens.begun.put(name, until, node.get("witness"))
             if "queued" in node and not clock.is_past(node["queued"][1], end):
                 tokens.queued.put(place, node["queued"][1], node["queued"][0])
             if "window" in node and not clock.is_past(node["window"][1], end):

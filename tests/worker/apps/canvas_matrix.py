@@ -11,19 +11,23 @@ from tests.support.journal import record
 app = make_app(__name__)
 
 
-@app.task(
-    base=LockedTask,
-    bind=True,
-    lock_key="{key}",
-    acks_late=True,
-    lock_skip_result="skipped",
-    lock_retry_delay=0.1,
-    lock_retry_backoff_max=0.3,
-)
-def locked(self: Any, key: str) -> str:
+def _locked(self: Any, key: str) -> str:
     """Run under the lock of ``key``."""
     record("ran", task="locked", key=key)
     return "ran"
+
+
+def _task(name: str, **options: Any) -> Any:
+    defaults = {"lock_key": "{key}", "lock_retry_delay": 0.1, "lock_retry_backoff_max": 0.3}
+    return app.task(base=LockedTask, bind=True, name=name, acks_late=True, **defaults, **options)(_locked)
+
+
+locked = _task("locked", lock_skip_result="skipped")
+# What calls a task as a function has no options for its call.
+locked_retry = _task("locked_retry")
+locked_wait = _task("locked_wait", lock_on_contention="wait")
+locked_skip = _task("locked_skip", lock_on_contention="skip", lock_skip_result="skipped")
+locked_fail = _task("locked_fail", lock_on_contention="fail")
 
 
 @app.task
@@ -44,6 +48,12 @@ def beside(key: str) -> str:
     """Run beside it."""
     record("ran", task="beside", key=key)
     return "beside"
+
+
+@app.task
+def inner(results: list[Any], key: str) -> list[Any]:
+    """Be the body of a chord in a chord."""
+    return results
 
 
 @app.task

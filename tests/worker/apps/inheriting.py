@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
+
+import redis
 
 from celery_distlock import LockedTask
 from tests.support.apps import make_app
@@ -21,6 +24,20 @@ def keeping(self: Any, key: str, retries: int, countdown: float) -> str:
         pass
     if self.request.retries < retries:
         raise self.retry(countdown=countdown)
+    return "done"
+
+
+@app.task(**ONE_KEY, lock_hold_on_retry=True, lock_ttl=2.0, acks_late=True)
+def gated(self: Any, key: str) -> str:
+    """Try three times, and wait at the gate the second time."""
+    retries = self.request.retries
+    with running(key, id=self.request.id, retries=retries):
+        if retries == 1:
+            with redis.Redis.from_url(os.environ["BROKER_URL"], socket_timeout=40.0) as client:
+                assert client.blpop([f"gate:{key}"], timeout=30), "nobody opened the gate"
+    if retries < 2:
+        # A worker that is stopped would swallow what comes to a queue that it consumes.
+        raise self.retry(countdown=5.0 * retries, queue="later" if retries else "celery")
     return "done"
 
 

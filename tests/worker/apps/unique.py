@@ -37,9 +37,20 @@ def _work(task: Any, key: str, note: str = "", gate: bool = True) -> str:
     return note
 
 
+class Starting(LockedTask):
+    """Tells its process before it is called, and may wait at the gate there."""
+
+    abstract = True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        record("starting", key=args[0], id=task_id, pid=os.getpid())
+        if kwargs.get("gate", True):
+            _wait_at_the_gate(args[0])
+
+
 def _task(name: str, **options: Any) -> Any:
-    defaults = {"lock_key": "{key}", "unique_ttl": 60.0, "lock_ttl": 3.0, "lock_retry_delay": 0.1}
-    return app.task(base=LockedTask, bind=True, name=name, **{**defaults, **options})(_work)
+    defaults = {"base": LockedTask, "lock_key": "{key}", "unique_ttl": 60.0, "lock_ttl": 3.0, "lock_retry_delay": 0.1}
+    return app.task(bind=True, name=name, **{**defaults, **options})(_work)
 
 
 queued = _task("queued", unique_while="queued")
@@ -48,6 +59,9 @@ late = _task("late", unique_while="queued_or_running", acks_late=True)
 unlocked = _task("unlocked", lock_key=lambda *_, **__: None, unique_key="{key}", unique_while="queued_or_running")
 replaced = _task("replaced", unique_while="queued", on_duplicate="replace")
 rerun = _task("rerun", unique_while="queued_or_running", on_duplicate="rerun")
+picky = _task("picky", unique_key=lambda key, *_: str(key["id"]), unique_while="queued")
+starting_queued = _task("starting_queued", base=Starting, unique_while="queued")
+starting_running = _task("starting_running", base=Starting, unique_while="queued_or_running")
 skipped = _task("skipped", unique_while="queued_or_running", lock_on_contention="skip")
 failing = _task("failing", unique_while="queued_or_running", lock_on_contention="fail")
 
