@@ -143,7 +143,7 @@ def lines(panels: Mapping[str, Mapping[str, Line]], across: str, *, ours: Sequen
         each.set_yscale("log")
         low, high = each.get_ylim()
         # A flat line fills the picture with its noise unless there is room around it.
-        each.set_ylim(min(low, high / 100), high * 1.5)
+        each.set_ylim(min(low, high / 30), high * 1.5)
         _logarithmic(each, "y")
         every = sorted({number for numbers, _ in shown.values() for number in numbers})
         each.set_xticks(every, [f"{one:,}" for one in every], fontsize=8)
@@ -207,7 +207,7 @@ def moments(rows: Mapping[str, Mapping[str, Spread | float]], unit: str, *, ours
             place, ink = row - 0.4 + step * (place_of + 0.5), colours[label]
             if isinstance(value, Spread):
                 # What was free before its holder was dead has no place on this axis; the table tells.
-                low, median, high = (max(each, least) for each in value[:3])
+                median, low, high = (max(each, least) for each in value[:3])
                 axes.plot([low, high], [place, place], color=ink, linewidth=1.5, alpha=0.5)
                 axes.plot([median], [place], shapes[label], color=ink, markersize=5)
             else:

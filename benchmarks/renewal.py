@@ -1,10 +1,10 @@
 """What it costs to keep many leases alive: calls of the server, CPU, and threads.
 
-Run: ``python -m benchmarks.renewal [--rounds 7] [--leases 1000] [--ttl 6]``
+Run: ``python -m benchmarks.renewal [--rounds 7] [--leases 1000] [--ttl 4]``
 
 In turns, so many locks are held by this process, ours by the thread that also renews for a worker's main process, and
-python-redis-lock's by a thread each; then this process does nothing for some of their intervals. The other libraries
-renew nothing.
+python-redis-lock's by a thread each; then this process does nothing for one interval of theirs, which is two of ours.
+The other libraries renew nothing.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ class Size:
 
     rounds: int = option(7, "rounds")
     leases: int = option(1000, "locks that are held")
-    ttl: float = option(6.0, "seconds, of both; python-redis-lock knows whole ones only")
-    watched: float = option(4.0, "seconds: two intervals of ours, one of python-redis-lock's")
+    ttl: float = option(4.0, "seconds, of both; python-redis-lock knows whole ones only")
 
 
 def measure(size: Size) -> Measured:
@@ -109,7 +108,7 @@ def _watch(
     # So that what is watched begins and ends between two renewals.
     time.sleep(size.ttl / 2)
     meter, cpu, worked = Meter(server), time.process_time(), cpu_of(redis_process)
-    time.sleep(size.watched)
+    time.sleep(size.ttl * INTERVALS[OTHERS])
     intervals = meter.seconds() / interval
     told = {
         "calls": meter.calls("evalsha") / intervals,
@@ -153,8 +152,8 @@ def section(result: Result) -> str:
     return f"""\
 A process holds {size["leases"]:,} locks with a ttl of {number(size["ttl"])} s. Ours are renewed all in one batch, by
 one thread; python-redis-lock's each by a thread of its own, which was given a connection of its own, too.
-{size["rounds"]} rounds of {number(size["watched"])} s each. *Reads* are how often the server read from a connection: a
-large batch comes in several. *Lost* are those that were not renewed in time.
+{size["rounds"]} rounds of {number(size["ttl"] * INTERVALS[OTHERS])} s each. *Reads* are how often the server read from
+a connection: a large batch comes in several. *Lost* are those that were not renewed in time.
 
 {table(head, rows)}
 
@@ -183,7 +182,7 @@ BENCHMARK = Benchmark(
     "renewal",
     "What it costs to keep locks",
     Size(),
-    Size(rounds=2, leases=20, ttl=1.0, watched=1.0),
+    Size(rounds=2, leases=20, ttl=1.0),
     measure,
     section,
     draw,

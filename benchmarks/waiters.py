@@ -1,6 +1,6 @@
 """What it costs that many wait: calls, server time and messages per task that got its turn; memory per parked task.
 
-Run: ``python -m benchmarks.waiters [--waiters 10 100 1000 10000] [--window 20] [--rounds 9]``
+Run: ``python -m benchmarks.waiters [--waiters 10 100 1000 10000] [--window 20] [--rounds 7]``
 
 On one key for each number, so many tasks are parked. In a round as many more as fit the window arrive on one key, and
 then the lock passes through as many tasks, so the line is as long as before; then comes the next key's turn. In between
@@ -39,14 +39,14 @@ _POLL = scripts.POLL.name
 class Size:
     """How much."""
 
-    rounds: int = option(9, "rounds")
+    rounds: int = option(7, "rounds")
     waiters: tuple[int, ...] = option((10, 100, 1000, 10_000), "how many wait")
     window: int = option(20, "tasks that get their turn in a round")
     body: float = option(0.05, "seconds that a body takes")
-    quiet: float = option(1.0, "seconds for which nothing happens but polling, in a round of that")
+    quiet: float = option(0.7, "seconds for which nothing happens but polling, in a round of that")
     quiet_rounds: int = option(7, "rounds of that")
     retry_waiters: tuple[int, ...] = option((10, 100, 1000), "how many wait by Celery's retry")
-    retry_window: float = option(2.0, "seconds for which these are watched in a round")
+    retry_window: float = option(1.5, "seconds for which these are watched in a round")
     retry_rounds: int = option(7, "rounds of these")
     countdown: float = option(1.0, "seconds after which Celery's retry asks again")
     patience: float = option(300.0, "seconds for all to be parked")
