@@ -152,8 +152,8 @@ def section(result: Result) -> str:
     return f"""\
 A process holds {size["leases"]:,} locks with a ttl of {number(size["ttl"])} s. Ours are renewed all in one batch, by
 one thread; python-redis-lock's each by a thread of its own, which was given a connection of its own, too.
-{size["rounds"]} rounds of {number(size["ttl"] * INTERVALS[OTHERS])} s each. *Reads* are how often the server read from
-a connection: a large batch comes in several. *Lost* are those that were not renewed in time.
+{size["rounds"]} rounds, each of one of its intervals. *Reads* are how often the server read from a connection: a large
+batch comes in several. *Lost* are those that were not renewed in time.
 
 {table(head, rows)}
 
