@@ -21,7 +21,7 @@ __all__ = ["OTHERS", "OURS", "Line", "bars", "curves", "dots", "lines", "moments
 OURS, OTHERS = "#0072B2", "#D55E00"
 _INKS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _OUR_INKS = ("#0072B2", "#000000", "#56B4E9")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_DASHES = ("-", "--", "-.", ":", (0, (9, 2)), (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (12, 2, 1, 2)))
 _GREY = "#BBBBBB"
 _WIDTH = 8.6
 
@@ -104,15 +104,13 @@ def curves(distributions: Mapping[str, Sequence[float]], unit: str, *, ours: Seq
     """
     figure, (axes,) = _figure(1, 3.8)
     own, others = itertools.count(), itertools.count()
-    for label, values in distributions.items():
+    for dashes, (label, values) in zip(itertools.cycle(_DASHES), distributions.items(), strict=False):
         which = next(own) if label in ours else next(others)
         ink = (_OUR_INKS if label in ours else _INKS)[which]
         shares = [100 * step / (len(values) - 1) for step in range(len(values))]
         # What overlaps has no place on this axis; the table counts it.
         shown = [max(value, 1e-2) for value in values]
-        axes.plot(
-            shown, shares, color=ink, linestyle=_DASHES[which], linewidth=2.2 if label in ours else 1.4, label=label
-        )
+        axes.plot(shown, shares, color=ink, linestyle=dashes, linewidth=2.2 if label in ours else 1.4, label=label)
     _logarithmic(axes, "x")
     axes.set_xlabel(unit)
     axes.set_ylabel("% of the hand-overs that were at least as fast", fontsize=9)
