@@ -300,6 +300,9 @@ class FifoQueue:
             case (("withdraw" | "release"), _):
                 if mine is not None or not operation.open:
                     yield self._looked_at(others, latest)
+            case _, "completed":
+                # There is nothing to wait for any more.
+                yield self._looked_at(others, latest)
             case "pass_on", _:
                 yield line
             case _, "ticket":
