@@ -22,6 +22,9 @@ OFFER = 3.0
 #: machine needs to notice.
 DEAD_CHILD = 1.0
 
+#: Seconds for which a silent waiter keeps its place, and for which an offer is kept for it.
+CLAIM_TTL = 2.0
+
 _GRANTING = ("acquire", "enqueue", "confirm", "pass_on")
 
 
@@ -75,17 +78,22 @@ def _silent_yet_there(
     key: str, operations: Sequence[Operation], refusals: Sequence[Operation], store: Windows, silence: float
 ) -> Iterator[str]:
     heard: dict[str, float] = {}
+    may_hold: set[str] = set()
     for each in operations:
-        if each.op in _GRANTING or each.op == "renew":
+        if each.op in _GRANTING or each.op in ("renew", "poll"):
             # One without an answer may have been executed late, but not later than its caller waited for it.
             last = each.invoked + 5.0 if each.returned == math.inf else each.returned
             heard[each.owner] = max(heard.get(each.owner, 0.0), last)
+            if each.open or each.more.get("answer") == "lease":
+                may_hold.add(each.owner)
     for refusal in refusals:
         for owner, _ in refusal.more["holders"]:
             if owner not in heard:
                 continue
             last = heard[owner]
-            over = refusal.invoked - (last + silence + EXPIRY)
+            # A waiter keeps its place for a claim's ttl, and what it is then offered for another.
+            time = silence if owner in may_hold else max(silence, 2 * CLAIM_TTL)
+            over = refusal.invoked - (last + time + EXPIRY)
             if over > 0 and not store.touch(last, refusal.returned):
                 yield f"{key!r}: {owner}, silent since {last:.3f}, was still in the way {over:.2f} s after its time"
 

@@ -279,7 +279,7 @@ class FifoQueue:
         answer = operation.more.get("answer")
         if operation.op in _GRANTING:
             # An open one that joined the line without a word is in nobody's way for longer than its claim's ttl.
-            return operation.outcome == "ok" and answer in ("lease", "ticket")
+            return answer in ("lease", "ticket", "completed")
         if operation.op == "poll":
             return operation.outcome == "ok"
         # Only the release of an unknown lease gives up a place.
@@ -300,6 +300,9 @@ class FifoQueue:
             case (("withdraw" | "release"), _):
                 if mine is not None or not operation.open:
                     yield self._looked_at(others, latest)
+            case _, "completed":
+                # There is nothing to wait for any more.
+                yield self._looked_at(others, latest)
             case "pass_on", _:
                 yield line
             case _, "ticket":

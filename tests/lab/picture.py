@@ -81,7 +81,8 @@ def _until(operations: Sequence[Operation], end: float) -> list[Operation]:
 
 
 def _is_refusal(operation: Operation) -> bool:
-    return operation.outcome == "fail" and operation.op not in ("renew", "release", "withdraw")
+    answer = operation.more.get("answer", "contended")
+    return operation.outcome == "fail" and operation.op not in ("renew", "release") and answer in ("contended", "none")
 
 
 def _without(operations: Sequence[Operation], owners: set[str]) -> list[Operation]:

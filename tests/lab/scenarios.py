@@ -34,21 +34,23 @@ class Scenario:
         mutant: what it shows.
         script: what happens.
         cast: who takes part.
+        ttl: seconds of a lease.
     """
 
     mutant: str
     script: Script
     cast: dict[str, Any] = field(default_factory=dict)
+    ttl: float = 2.0
 
 
 SCENARIOS: list[Scenario] = []
 
 
-def shows(mutant: str, **cast: Any) -> Callable[[Script], Script]:
+def shows(mutant: str, *, ttl: float = 2.0, **cast: Any) -> Callable[[Script], Script]:
     """Enter a play."""
 
     def enter(script: Script) -> Script:
-        SCENARIOS.append(Scenario(mutant, script, {"workers": 0, "keys": ("one",), **cast}))
+        SCENARIOS.append(Scenario(mutant, script, {"workers": 0, "keys": ("one",), **cast}, ttl))
         return script
 
     return enter
@@ -56,7 +58,9 @@ def shows(mutant: str, **cast: Any) -> Callable[[Script], Script]:
 
 def play(scenario: Scenario, folder: Path, mutant: str | None) -> Outcome:
     """Perform a play, with the mutant or without, and judge what happened."""
-    scene = Scene(folder, open_site("redis", folder), 1, mutant=mutant, **scenario.cast)
+    site = open_site("redis", folder)
+    site.ttl = site.silence = scenario.ttl
+    scene = Scene(folder, site, 1, mutant=mutant, **scenario.cast)
     try:
         scenario.script(scene, random.Random(1))
         return conclude(scene, tidy=mutant is None)
@@ -118,18 +122,28 @@ def replies_are_lost_after_the_store_has_acted(scene: Scene, rng: random.Random)
         time.sleep(0.1)
 
 
-@shows("release_on_task_revoked", workers=2, lockers=0, per_second=0.01)
+@shows("release_on_task_revoked", ttl=6.0, workers=2, lockers=0, per_second=0.01)
 def a_task_that_will_not_stop_is_terminated(scene: Scene, rng: random.Random) -> None:
     module = load_app("tests.lab.app", {"BROKER_URL": scene.broker.url_of(1)})
     try:
         first = str(uuid.uuid4())
-        module.stubborn.apply_async(("one", 4.0), task_id=first, ignore_result=True)
+        module.stubborn.apply_async(("one", 7.0), task_id=first, ignore_result=True)
         eventually(lambda: beliefs(scene, id=first), 20.0, "the first one's hold")
         module.waiting.apply_async(("one", 0.3), ignore_result=True)
+        eventually(
+            lambda: [event for event in Tail(scene.history).read() if event.get("answer") == "ticket"], 20.0, "a waiter"
+        )
+        # From a renewal to the next one there is time enough for others to come.
+        renewed = len(_renewals(scene))
+        eventually(lambda: len(_renewals(scene)) > renewed, 20.0, "a renewal")
         module.app.control.revoke(first, terminate=True, signal="TERM")
         time.sleep(4.5)
     finally:
         close_app(module.app)
+
+
+def _renewals(scene: Scene) -> list[Event]:
+    return [event for event in Tail(scene.history).read() if event.get("answer") == "HELD"]
 
 
 @shows("renewal_goes_on_after_release", lockers=2, styles=("mixed",), hold=0.1)

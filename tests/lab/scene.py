@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from tests.lab import history
-from tests.lab.clock import Clock
+from tests.lab.clock import Clock, compiler
 from tests.lab.effects import RESOURCE
 from tests.lab.locker import URL
 from tests.lab.setting import MUTANT, ROLE
@@ -247,7 +247,7 @@ class Scene:
 
     def clock_of(self, name: str) -> Clock | None:
         """Return a clock for one machine, if machines have clocks that can be set."""
-        return Clock(self.folder / f"clock-{name}") if self._clocks else None
+        return Clock(self.folder / f"clock-{name}") if self._clocks and compiler() else None
 
     def env(self, name: str) -> dict[str, str | None]:
         """Return what every process of the run is told."""

@@ -93,6 +93,15 @@ LEGAL: dict[str, tuple[Model, Sequence[Operation]]] = {
         LINE,
         [waits("a", 0, 1, 1), waits("b", 2, 3, 2), confirmed("a", 3.1, 3.2), confirmed("b", 3.3, 3.4)],
     ),
+    "whose work turns out to be done leaves": (
+        LINE,
+        [
+            waits("a", 0, 0.1, 1),
+            waits("b", 0.2, 0.3, 2),
+            op("confirm", "a", 0.4, 0.5, "fail", answer="completed"),
+            confirmed("b", 0.6, 0.7),
+        ],
+    ),
     "who falls silent is passed": (
         LINE,
         [waits("a", 0, 0.1, 1), waits("b", 1, 1.1, 2), polled("b", 2, 2.2, 2), confirmed("b", 2.3, 2.5)],

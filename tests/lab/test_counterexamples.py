@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.counterexamples import COUNTEREXAMPLES, Counterexample, show
+from tests.lab.needs import needs
 from tests.lab.run import Outcome
 
 EXAMPLES = {example.name: example for example in COUNTEREXAMPLES}
@@ -14,6 +15,7 @@ EXAMPLES = {example.name: example for example in COUNTEREXAMPLES}
 
 def shown(name: str, folder: Path) -> tuple[Counterexample, Outcome]:
     example = EXAMPLES[name]
+    needs(example.store, clocks="clock" in name)
     outcome = show(example, folder / "run")
     print(outcome)
     return example, outcome

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.mutants import MUTANTS
+from tests.lab.needs import needs
 from tests.lab.scenarios import SCENARIOS, Scenario, play
 
 
@@ -20,6 +21,7 @@ def test_there_is_a_scenario_for_every_mutant() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=name_of)
 def test_a_mutant_is_caught(scenario: Scenario, tmp_path: Path) -> None:
+    needs(clocks=scenario.cast.get("clocks", False))
     outcome = play(scenario, tmp_path / "run", scenario.mutant)
     assert outcome.violations, str(outcome)
     print(outcome.violations[0])
@@ -28,6 +30,7 @@ def test_a_mutant_is_caught(scenario: Scenario, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=name_of)
 def test_the_original_is_not(scenario: Scenario, tmp_path: Path) -> None:
+    needs(clocks=scenario.cast.get("clocks", False))
     outcome = play(scenario, tmp_path / "run", None)
     assert not outcome.violations, str(outcome)
     assert outcome.verdict.counts["holds"] > 0

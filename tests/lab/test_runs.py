@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.needs import needs
 from tests.lab.run import StoreName, run
-from tests.support.servers import missing
-from tests.support.zookeeper_server import executable as java
 
 
 def nothing_is_violated(store: StoreName, seed: int, seconds: float, folder: Path) -> None:
-    if store == "zookeeper" and java() is None:
-        missing("zookeeper")
+    needs(store)
     outcome = run(folder / "run", store, seed, seconds, say=lambda line: print(f"{seed}: {line}"))
     print(outcome)
     assert not outcome.violations, f"make lab STORE={store} SEED={seed}\n{outcome}"
