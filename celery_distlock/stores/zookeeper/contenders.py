@@ -415,10 +415,6 @@ class Contenders:
     def care_no_more(self) -> None:
         """Leave what counts no more to other processes, since this one has no session."""
         if self.sweeper.more or self._kept:
-            with self._mutex:
-                self.sweeper.more = False
-                self.sweeper.due_at = 0.0
-                self._kept.clear()
             self.caretaker.wake()
 
     def _remove_kept(self, paths: Sequence[str], end: float) -> None:
@@ -454,6 +450,10 @@ class Contenders:
             if self.sweeper.due_at <= now and self.session.connected:
                 self.sweeper.sweep()
         due = self.places.next_due()
+        if not self.session.is_open:
+            self.sweeper.more, self.sweeper.due_at = False, 0.0
+            with self._mutex:
+                self._kept.clear()
         soon = now + (_SOON if self.session.connected else _PAUSE)
         if self._kept:
             due = min(due, max(self.clock.local(self._kept[0][0]), soon))

@@ -192,6 +192,11 @@ class Session:
                 request(client).rawlink(then)
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is a session, or one that is about to begin."""
+        return self._client is not None
+
+    @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
         client = self._client
