@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -262,13 +261,10 @@ def test_a_store_that_was_closed_leaves_no_thread(store: ZooKeeperStore, behind:
     store.reserve(Token("k", "first", 30.0, window=30.0))
     store.release([dataclasses.replace(granted(store, "c"), rest=30.0)])
     eventually(lambda: store._ours.sweeper.due_at > time.monotonic(), 5.0, "the first look")
-    assert _caretakers()
+    caretaker = store._ours.caretaker
+    assert caretaker._thread is not None
     store.close()
-    eventually(lambda: not _caretakers(), 5.0, "the thread to end")
-
-
-def _caretakers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "distlock-caretaker"]
+    eventually(lambda: caretaker._thread is None, 5.0, "the thread to end")
 
 
 def _writes(behind: Behind, name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import select
 import ssl
@@ -34,6 +35,8 @@ from celery_distlock.stores.zookeeper.address import Address
 from celery_distlock.stores.zookeeper.connection import Connection
 
 __all__ = ["Client", "Results", "retry_of"]
+
+logger = logging.getLogger(__name__)
 
 #: The pauses between two tries to connect double from the first to the last; in seconds.
 _FIRST_PAUSE, _LAST_PAUSE = 0.01, 0.5
@@ -207,6 +210,13 @@ def _handler(patience: float) -> Any:
             except BaseException:
                 connection.close()
                 raise
+
+        def dispatch_callback(self, callback: Any) -> None:
+            # Ours return at once: another thread would only make who waits wait longer.
+            try:
+                callback.func(*callback.args)
+            except Exception:
+                logger.exception("unexpected error in a watch")
 
     return Handler()
 

@@ -289,25 +289,22 @@ class Contenders:
         """
         if not wanted:
             return []
-        replies = self.session.exchange([requests.delete(path) for _, path in wanted], end, self.clean(wanted)).replies
+        replies = self.session.exchange([requests.delete(path) for _, path in wanted], end).replies
+        self.clean(wanted)
         return [not isinstance(reply, KazooException) for reply in replies]
 
-    def clean(self, wanted: Iterable[tuple[str, str]]) -> Callable[[], None]:
-        """Return what removes what belongs to removed nodes, given their keys and paths, and waits for no answer.
+    def clean(self, wanted: Iterable[tuple[str, str]]) -> None:
+        """Remove what belongs to removed nodes, given their keys and paths; wait for no answer.
 
         Their keys' nodes, where nobody is left; and of those that nobody keeps alive what tells who sweeps of them.
         """
         pairs = list(wanted)
         keys = dict.fromkeys(key for key, _ in pairs if not self.layout.shares(key))
         kept = [at for _, path in pairs if (at := self.layout.kept_at(path)) is not None]
-
-        def send() -> None:
-            for key in keys:
-                self.session.send(requests.delete(self.layout.lock(key)), self._removed(key, ""))
-            for path in kept:
-                self.session.send(requests.delete(path))
-
-        return send
+        for key in keys:
+            self.session.send(requests.delete(self.layout.lock(key)), self._removed(key, ""))
+        for path in kept:
+            self.session.send(requests.delete(path))
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -403,7 +400,7 @@ class Contenders:
         with self.places.mutex:
             for place in self.places.take_overdue(time.monotonic()):
                 self.session.send(requests.delete(place.path), self._removed(place.claim.key, place.claim.owner))
-                self.clean([(place.claim.key, "")])()
+                self.clean([(place.claim.key, "")])
 
     def care_for_places(self) -> None:
         """Have the places looked at: one of them may be due now."""
@@ -418,10 +415,6 @@ class Contenders:
     def care_no_more(self) -> None:
         """Leave what counts no more to other processes, since this one has no session."""
         if self.sweeper.more or self._kept:
-            with self._mutex:
-                self.sweeper.more = False
-                self.sweeper.due_at = 0.0
-                self._kept.clear()
             self.caretaker.wake()
 
     def _remove_kept(self, paths: Sequence[str], end: float) -> None:
@@ -457,6 +450,10 @@ class Contenders:
             if self.sweeper.due_at <= now and self.session.connected:
                 self.sweeper.sweep()
         due = self.places.next_due()
+        if not self.session.is_open:
+            self.sweeper.more, self.sweeper.due_at = False, 0.0
+            with self._mutex:
+                self._kept.clear()
         soon = now + (_SOON if self.session.connected else _PAUSE)
         if self._kept:
             due = min(due, max(self.clock.local(self._kept[0][0]), soon))
@@ -477,7 +474,7 @@ class Contenders:
                 for key, owner in still:
                     for contender in lines[key].all_of(owner):
                         self.session.send(requests.delete(self.path_of(key, contender)))
-                self.clean(still)()
+                self.clean(still)
             # They were executed if this is answered.
             self.session.exchange([self._sync], end)
             with self._mutex:

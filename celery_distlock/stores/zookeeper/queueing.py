@@ -365,10 +365,10 @@ class ZooKeeperQueueing(Queueing):
 
     def _offer(self, place: Place) -> None:
         place.offer()
-        self._ours.caretaker.wake()
         listener = listener_named(place.listener)
         if listener is not None:
             listener.on_offer(place.claim.key, place.claim.owner)
+        self._ours.caretaker.wake()
 
     def _on_connected(self) -> None:
         for place in self._ours.places.all():

@@ -160,13 +160,12 @@ class Session:
         finally:
             self._guest.here = False
 
-    def exchange(self, requests: Sequence[Request], end: float, then: Callable[[], None] | None = None) -> Answer:
+    def exchange(self, requests: Sequence[Request], end: float) -> Answer:
         """Send these requests in one go, and wait for the answers.
 
         Arguments:
             requests: may be none.
             end: monotonic time.
-            then: called when they have been sent.
 
         Raises:
             KazooException: the connection was lost, or the server refused to serve us; see :meth:`run`.
@@ -174,8 +173,6 @@ class Session:
         client = self._connected(end)
         sent = time.monotonic()
         pending = [request(client) for request in requests]
-        if then is not None:
-            then()
         replies: list[Any] = []
         for one in pending:
             try:
@@ -193,6 +190,11 @@ class Session:
         if client is not None:
             with contextlib.suppress(KazooException):
                 request(client).rawlink(then)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session, or one that is about to begin."""
+        return self._client is not None
 
     @property
     def connected(self) -> bool:

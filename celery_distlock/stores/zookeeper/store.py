@@ -282,7 +282,8 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
             else:
                 leaving.append((lease.key, path))
             asked.append(requests.together(requests.deleted(path), *more) if more else requests.delete(path))
-        replies = ours.session.exchange(asked, end, ours.clean(leaving)).replies if asked else []
+        replies = ours.session.exchange(asked, end).replies if asked else []
+        ours.clean(leaving)
         removed = []
         for (index, path), rest, reply in zip(wanted, resting, replies, strict=True):
             failed = reply if isinstance(reply, list) else [reply]
