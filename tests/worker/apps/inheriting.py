@@ -31,7 +31,7 @@ def keeping(self: Any, key: str, retries: int, countdown: float) -> str:
 def gated(self: Any, key: str) -> str:
     """Try three times, and wait at the gate the second time."""
     retries = self.request.retries
-    with running(key, id=self.request.id, retries=retries):
+    with running(key, id=self.request.id, retries=retries, owner=self.lock.owner):
         if retries == 1:
             with redis.Redis.from_url(os.environ["BROKER_URL"], socket_timeout=40.0) as client:
                 assert client.blpop([f"gate:{key}"], timeout=30), "nobody opened the gate"
