@@ -111,6 +111,7 @@ def a_holder_is_cut_off_from_its_store(scene: Scene, rng: random.Random) -> None
 
 @shows("owner_is_task_id", workers=2, lockers=0, hold=0.5, per_second=4.0, twice=1.0)
 def every_message_comes_twice(scene: Scene, rng: random.Random) -> None:
+    eventually(lambda: beliefs(scene), 30.0, "the first task")
     time.sleep(5.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ from tests.lab.picture import draw, shrink
 from tests.lab.trusted import Crowd, crowds, disordered, shrinking_fences
 
 __all__ = ["Verdict", "judge"]
+
+#: The most operations that a picture shows.
+MANY = 40
+#: Seconds that are spent on making a picture smaller.
+PATIENCE = 30.0
 
 
 @dataclass
@@ -119,6 +125,15 @@ def _search_one(verdict: Verdict, name: str, mine: Sequence[Operation], model: M
     if found.legal is None:
         verdict.undecided.append(f"{name}: given up after {found.looked} configurations")
     elif not found.legal:
-        part = shrink(model.select(mine), lambda some: check(some, model, budget=50_000).legal is False)
-        stuck = check(part, model).stuck
+        patience = time.monotonic() + PATIENCE
+
+        def is_illegal(some: Sequence[Operation]) -> bool:
+            return time.monotonic() < patience and check(some, model, budget=20_000).legal is False
+
+        part = shrink(model.select(mine), is_illegal)
+        stuck = check(part, model).stuck or found.stuck
+        if len(part) > MANY:
+            # It could not be made smaller in time: what was last before it must do.
+            end = max(each.invoked for each in stuck)
+            part = sorted((each for each in part if each.invoked <= end), key=lambda one: one.invoked)[-MANY:]
         verdict.violations.append(f"{name}: no order explains\n{draw(part, stuck)}")
