@@ -105,8 +105,8 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         stack[:] = [frame for frame in stack if not isinstance(frame.subject, Context)]
     if request.headers and UNIQUE_HEADER in request.headers:
         enter(task, request)
-    options: LockOptions = task._lock_checked_options_of(request)
-    key = task._lock_key_of(request, args, kwargs)
+    options: LockOptions = task._lock_checked_options_of(request.headers)
+    key = task._lock_key_of(request.headers, args, kwargs)
     if key is None:
         _begin(task, request, options, Run.of(request, request.headers), None)
         _started(task, request)

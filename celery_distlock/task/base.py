@@ -184,24 +184,24 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
     def _lock_store(self) -> LockStore:
         return store_of(self._get_app())
 
-    def _lock_options_of(self, request: Any) -> LockOptions:
+    def _lock_options_of(self, headers: Mapping[str, Any] | None) -> LockOptions:
         """Return the options of one message, for the worker's main process, which must not die of a wrong one."""
         try:
-            return self._lock_checked_options_of(request)
+            return self._lock_checked_options_of(headers)
         except LockConfigError:
             # The executor refuses to run it, and says why in the task's own result.
             return self._lock_options
 
-    def _lock_checked_options_of(self, request: Any) -> LockOptions:
-        given = request.headers.get(OPTIONS_HEADER) if request.headers else None
+    def _lock_checked_options_of(self, headers: Mapping[str, Any] | None) -> LockOptions:
+        given = headers.get(OPTIONS_HEADER) if headers else None
         if not given:
             return self._lock_options
         return merge(self._lock_options.__dict__, call_options(given, where=f"task {self.name}"))
 
-    def _lock_key_of(self, request: Any, args: Any, kwargs: Any) -> str | None:
-        given = request.headers.get(OPTIONS_HEADER) if request is not None and request.headers else None
+    def _lock_key_of(self, headers: Mapping[str, Any] | None, args: Any, kwargs: Any) -> str | None:
+        given = headers.get(OPTIONS_HEADER) if headers else None
         if given and "key" in given:
-            return _compile(type(self), self.name, self._lock_checked_options_of(request).key)(args, kwargs)
+            return _compile(type(self), self.name, self._lock_checked_options_of(headers).key)(args, kwargs)
         return type(self)._lock_key(args, kwargs)
 
     def _lock_unique_key_of(self, options: LockOptions, args: Any, kwargs: Any) -> str | None:

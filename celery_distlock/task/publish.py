@@ -30,7 +30,7 @@ from celery_distlock.signals import unique_duplicate
 from celery_distlock.stores.base import Uniqueness
 from celery_distlock.task.message import UNIQUE_HEADER, cancel, cancel_later, header_of, token_of, tokens_of
 from celery_distlock.task.moments import seconds_until
-from celery_distlock.task.run import ATTEMPT_HEADER, OPTIONS_HEADER
+from celery_distlock.task.run import ATTEMPT_HEADER
 from celery_distlock.tokens import Duplicate, Token
 
 __all__ = ["publish"]
@@ -58,8 +58,7 @@ def publish(
         StoreUnavailable: the store was not to be asked, and ``lock_on_store_error="fail"``.
     """
     options.update(zip(_POSITIONAL, more, strict=False))
-    headers = options.get("headers") or {}
-    chosen = task._lock_checked_options_of(_Headers(headers)) if OPTIONS_HEADER in headers else task._lock_options
+    chosen: LockOptions = task._lock_checked_options_of(options.get("headers"))
     if not chosen.unique or task._get_app().conf.task_always_eager:
         return _accepted(send(args, kwargs, **options))
     call = _Call(task, chosen, send, args or (), kwargs or {}, options, tokens_of(task))
@@ -212,10 +211,3 @@ class _Call:
 def _accepted(result: Any) -> Any:
     result.duplicate = False
     return result
-
-
-class _Headers:
-    """The headers of a message to be, read like Celery's context."""
-
-    def __init__(self, headers: dict[str, Any]) -> None:
-        self.headers = headers

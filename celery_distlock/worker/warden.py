@@ -39,7 +39,7 @@ from celery_distlock.keepalive import Keeper
 from celery_distlock.lease import Completion, Lease, new_owner
 from celery_distlock.task import event_loop
 from celery_distlock.task.message import UNIQUE_HEADER, cancel_later, token_of
-from celery_distlock.task.run import OPTIONS_HEADER, label_of
+from celery_distlock.task.run import label_of
 from celery_distlock.worker.children import Child, Children
 from celery_distlock.worker.copies import Copies
 from celery_distlock.worker.limits import LimitWatch
@@ -139,8 +139,8 @@ class Warden:
         self._suspect(request)
         request_dict = request.request_dict
         task = request.task
-        given = OPTIONS_HEADER in request_dict
-        options = task._lock_options_of(_Headers(request_dict)) if given else task._lock_options
+        # What is custom in it is a header.
+        options = task._lock_options_of(request_dict)
         waited, request.waited = request.waited, None
         owner = new_owner() if waited is None or waited.lease is None else waited.lease.owner
         supervised = Supervised(self, request, owner, self.arena.take(owner), label, options, waited)
@@ -349,13 +349,3 @@ class Warden:
         self.loop.close()
         if Warden.current is self:
             Warden.current = None
-
-
-class _Headers:
-    """A request dict read like Celery's context: what is custom in it is a header."""
-
-    def __init__(self, request_dict: dict[str, Any]) -> None:
-        self.headers = request_dict
-
-    def __getattr__(self, name: str) -> Any:
-        return self.headers.get(name)
