@@ -85,10 +85,6 @@ class Waiter:
     def offered(self) -> None:
         """There is, or may be, an offer to confirm. Called in any thread, more than once, and must return at once."""
 
-    def offered_here(self) -> None:
-        """The same, in a thread that may be used to confirm it: another one would have to be woken first."""
-        self.offered()
-
     def refused(self) -> None:
         """The store said that this owner cannot be granted the key any more. Called in the line's thread."""
 
@@ -114,6 +110,8 @@ class Line:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._wake = threading.Event()
+        #: Held while a poll is under way.
+        self._polling = threading.Lock()
         self._gap = False
         #: When all are polled next.
         self._tick = 0.0
@@ -206,6 +204,21 @@ class Line:
         """Ask nothing about this one any more; its place is not given up."""
         self._waiters.pop((waiter.claim.key, waiter.claim.owner), None)
 
+    def take(self, waiter: Waiter) -> bool:
+        """Ask nothing about this one any more, since somebody else confirms its offer.
+
+        Returns:
+            False if a poll is under way, which may enter it in the line again when it has had and released the key:
+            try once more in the line's thread, where none is.
+        """
+        if not self._polling.acquire(blocking=False):
+            return False
+        try:
+            self.forget(waiter)
+        finally:
+            self._polling.release()
+        return True
+
     def leave(self, waiter: Waiter) -> None:
         """Give up a waiter's place, and whatever it may have been granted or offered; soon, and in the background."""
         self.forget(waiter)
@@ -238,12 +251,7 @@ class Line:
 
     def _on_offer(self, key: str, owner: str) -> None:
         waiter = self._waiters.get((key, owner))
-        if waiter is None:
-            return
-        listener = self._listener
-        if listener is not None and listener.patient:
-            waiter.offered_here()
-        else:
+        if waiter is not None:
             waiter.offered()
 
     def _on_gap(self) -> None:
@@ -337,31 +345,35 @@ class Line:
             log.debug("%d places in the line are left to expire: %s", len(claims), error)
 
     def _poll_due(self) -> None:
-        due = self._due()
-        places = [waiter.place for waiter in due if waiter.place is not None]
-        if not places:
-            if not self._waiters:
-                self._silent_since = self.failure = None
-            return
-        listener = self._listener
-        try:
-            answers = self.queue.poll(places, listener="" if listener is None else listener.name)
-        except StoreUnavailable as error:
-            self._silence(error)
-            return
-        self._silent_since = self.failure = None
-        zombies = []
+        with self._polling:
+            due = self._due()
+            places = [waiter.place for waiter in due if waiter.place is not None]
+            if not places:
+                if not self._waiters:
+                    self._silent_since = self.failure = None
+                return
+            listener = self._listener
+            try:
+                answers = self.queue.poll(places, listener="" if listener is None else listener.name)
+            except StoreUnavailable as error:
+                self._silence(error)
+                return
+            self._silent_since = self.failure = None
+            # Who has got the key, or has left, while the poll was under way, which may have entered it again.
+            zombies = [waiter for waiter in due if not self._has(waiter)]
         for waiter, answer in zip(due, answers, strict=True):
-            if self._waiters.get((waiter.claim.key, waiter.claim.owner)) is not waiter:
-                # It has got the key, or has left, while the poll was under way, which may have entered it again.
-                zombies.append(waiter.claim)
-            elif answer is None:
+            if not self._has(waiter):
+                continue
+            if answer is None:
                 waiter.refused()
             else:
                 self._placed(waiter, answer)
                 if isinstance(answer, Offer):
                     waiter.offered()
-        self._withdraw(zombies)
+        self._withdraw([waiter.claim for waiter in zombies])
+
+    def _has(self, waiter: Waiter) -> bool:
+        return self._waiters.get((waiter.claim.key, waiter.claim.owner)) is waiter
 
     def _due(self) -> list[Waiter]:
         """Return whom to ask about: everybody at every tick, and between two ticks those whose wait may be over."""
@@ -377,8 +389,7 @@ class Line:
         due: dict[int, Waiter] = {}
         while self._heap and self._heap[0][0] <= now:
             waiter = heapq.heappop(self._heap)[2]
-            listed = self._waiters.get((waiter.claim.key, waiter.claim.owner)) is waiter
-            if listed and waiter.look_at <= now and waiter.place is not None:
+            if self._has(waiter) and waiter.look_at <= now and waiter.place is not None:
                 due[id(waiter)] = waiter
         return list(due.values())
 

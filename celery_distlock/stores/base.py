@@ -131,8 +131,6 @@ class Listener(ABC):
 
     #: What goes with each claim, as :meth:`Queueing.enqueue`'s ``listener``: ASCII letters, digits and ``-``.
     name: str
-    #: Whether ``on_offer`` may put a question to the store in the thread that calls it, and have the next hint wait.
-    patient = False
 
     @property
     @abstractmethod
@@ -170,6 +168,11 @@ class Queueing(ABC):
     * each claim's own ``limit`` decides for it, and who stands behind a claim with a small one waits, too;
     * a live waiter of a free key is offered it within 3 s, whatever dies;
     * a place in the line costs nothing when nobody waits.
+
+    Who is refused by :meth:`LockStore.acquire` may be given the number of a place at the end of the line
+    (:attr:`Claim.draws`, :attr:`Contended.number`), for those who would stand far behind: nobody takes it until it is
+    enqueued with, and until then it is in nobody's way. A store whose places are taken at once, or not at all, gives
+    none.
     """
 
     #: Seconds for which a waiter that is not heard of keeps its place, and for which an offered place is kept for it.
@@ -244,24 +247,13 @@ class Queueing(ABC):
             StoreUnavailable: there was no answer; they vanish within :attr:`claim_ttl`.
         """
 
-    def draw(self, key: str) -> int | None:
-        """Return the number of a place at the end of the line, which nobody takes until it is enqueued with.
-
-        For those who would stand far behind; a place that nobody takes is in nobody's way. The default is None: this
-        store's places are taken at once, or not at all.
-
-        Raises:
-            StoreUnavailable: there was no answer.
-        """
-        return None
-
     @abstractmethod
     def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
         """Start to listen, lazily and for ever.
 
         Arguments:
-            on_offer: called with key and owner when an offer was made. It must return at once unless the listener is
-                :attr:`~Listener.patient`, may be called more than once for one offer, and in any thread.
+            on_offer: called with key and owner when an offer was made. It must return at once, may be called more than
+                once for one offer, and in any thread.
             on_gap: called when hints may have been lost, and when they can be heard at first: a good moment to poll.
         """
 

@@ -368,7 +368,8 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
             if lease is not None:
                 return lease
             if table.refuses(claim) or claim.key in table.queues or not table.make_room(claim, now):
-                return Contended(claim.key, tuple(table.describe(claim.key, now)))
+                drawn = next(_fences) if claim.draws else None
+                return Contended(claim.key, tuple(table.describe(claim.key, now)), drawn)
             fence = next(_fences)
             table.enter(_Held(claim.key, claim.owner, fence, now + claim.ttl, dict(claim.record)))
             return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
@@ -561,10 +562,6 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
                 table.drop(claim.key, claim.owner)
             for key in {claim.key for claim in claims}:
                 table.settle(key, now)
-
-    def draw(self, key: str) -> int:
-        """Return the number of a place at the end of the line; see :meth:`Queueing.draw`."""
-        return next(_fences)
 
     def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
         """Start to listen; see :meth:`Queueing.listen`. There are no gaps."""

@@ -50,6 +50,14 @@ class SlowStore(MemoryStore):
         assert isinstance(answer, Lease)
         return answer
 
+    def draw(self) -> int:
+        """Return a number, as for one who is refused."""
+        self.acquire(Claim("taken", "somebody", 30.0))
+        answer = self.acquire(Claim("taken", new_owner(), 30.0, draws=True))
+        assert isinstance(answer, Contended)
+        assert answer.number is not None
+        return answer.number
+
     def has(self, owner: str) -> bool:
         return owner in [holder["owner"] for holder in self.holders("a")]
 
@@ -144,7 +152,7 @@ def park(parking: Parking, consumer: Consumer, store: SlowStore) -> Request:
     request = Request(store)
     others = list(consumer.calls)
     consumer.calls.clear()
-    parking.park(request, Wish(Claim("a", new_owner(), 30.0, limit=2), None, 0.0, None), OPTIONS)
+    parking.park(request, Wish(Claim("a", new_owner(), 30.0, limit=2), store.draw(), 0.0, None), OPTIONS)
     consumer.make_calls()
     consumer.calls.extend(others)
     return request
@@ -171,13 +179,13 @@ def test_who_comes_while_others_of_its_key_are_declined_asks_for_nothing_before_
     store.on_its_way.clear()
     newcomer = park(parking, consumer, store)
     eventually(lambda: consumer.make_calls() or first in consumer.ran, 10, "the first in the pool's own line")
-    eventually(lambda: [one["ticket"] is not None for one in parking.listed()] == [True], 10, "a number")
+    assert [one["position"] for one in parking.listed()] == [None]
     assert not store.on_its_way.is_set()
     consumer.pool.num_processes = 9
     parking.climbed(first)
     eventually(lambda: consumer.make_calls() or newcomer in consumer.ran, 10, "the run of the newcomer")
     wait_for_the_keeper()
-    assert store.has(newcomer.waited.lease.owner)
+    assert store.has(newcomer.waited.called.owner)
 
 
 def test_those_who_are_aside_stay_there_until_the_one_who_has_a_slot_has_asked(
@@ -204,31 +212,29 @@ def test_those_who_are_aside_stay_there_until_the_one_who_has_a_slot_has_asked(
     eventually(lambda: consumer.make_calls() or consumer.ran == [first, second], 10, "the run of the second")
 
 
-def test_what_was_handed_over_when_the_worker_shuts_down_is_given_back(
+def test_the_place_of_one_who_is_called_when_the_worker_shuts_down_is_given_back(
     parking: Parking, consumer: Consumer, store: SlowStore
 ) -> None:
     consumer.pool.num_processes = 9
     request = park(parking, consumer, store)
-    eventually(lambda: consumer.calls, 10, "a hand-over")
+    eventually(lambda: consumer.calls, 10, "a call")
     (holder,) = store.holders("a")
     parking.close()
-    # As the warden does, who is the last to stop.
-    parking._warden.keeper.stop()
     assert not store.has(holder["owner"])
     consumer.make_calls()
     assert request not in consumer.ran
 
 
-def test_what_was_handed_over_to_a_task_that_is_revoked_then_is_given_back(
+def test_the_place_of_one_who_is_revoked_when_it_is_called_is_given_back(
     parking: Parking, consumer: Consumer, store: SlowStore
 ) -> None:
     consumer.pool.num_processes = 9
     request = park(parking, consumer, store)
-    eventually(lambda: consumer.calls, 10, "a hand-over")
+    eventually(lambda: consumer.calls, 10, "a call")
     (holder,) = store.holders("a")
     request.is_revoked = True
     parking._look_for_revoked()
-    parking._warden.keeper.stop()
+    wait_for_the_keeper()
     assert not store.has(holder["owner"])
     consumer.make_calls()
     assert consumer.ran == []
@@ -241,7 +247,7 @@ def test_a_copy_of_a_running_task_gives_back_what_it_had_waited_for(consumer: Co
     copy.id = original.id
     copy.request_dict["id"] = copy.id
     copy.delivery_info["redelivered"] = True
-    copy.waited = Waited(7, lease, True)
+    copy.waited = Waited(7, Claim("a", lease.owner, 30.0), True)
     warden._by_label[label_of(copy.request_dict)] = SimpleNamespace(begun=True, request=original)  # type: ignore[assignment]
     try:
         with pytest.raises(TaskRevokedError):

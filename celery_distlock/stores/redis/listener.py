@@ -52,9 +52,6 @@ class RedisListener(Listener):
         address: the server's, for the log.
     """
 
-    # Its thread has nothing else to do, and its connection asks no questions.
-    patient = True
-
     def __init__(
         self,
         make: Callable[[], Any],

@@ -31,7 +31,7 @@ from celery_distlock.stores.redis import arguments
 from celery_distlock.stores.redis.connection import Answer
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.listener import RedisListener
-from celery_distlock.stores.redis.scripts import CONFIRM, DRAW, ENQUEUE, POLL, WITHDRAW, Script
+from celery_distlock.stores.redis.scripts import CONFIRM, ENQUEUE, POLL, WITHDRAW, Script
 
 __all__ = ["RedisQueueing"]
 
@@ -139,15 +139,6 @@ class RedisQueueing(Queueing):
             for key, indexes in _by_key(claims)
         ]
         self._run(WITHDRAW, calls)
-
-    def draw(self, key: str) -> int:
-        """Return the number of a place at the end of the line; see :meth:`Queueing.draw`.
-
-        Raises:
-            StoreUnavailable: there was no answer.
-        """
-        answer = self._run(DRAW, [DRAW.call(self._layout.packed(key), (b"", arguments.LINGER))])
-        return int(answer.replies[0])
 
     def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
         """Start to listen, on a connection of its own; see :meth:`Queueing.listen`."""
