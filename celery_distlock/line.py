@@ -42,9 +42,9 @@ from collections.abc import Callable, Sequence
 from celery_distlock.errors import StoreUnavailable
 from celery_distlock.keepalive import keeper
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket
-from celery_distlock.stores.base import Listener, LockStore, Queueing
+from celery_distlock.stores.base import EventLoop, Listener, LockStore, Queueing
 
-__all__ = ["Line", "Waiter", "enter", "wait_in_line"]
+__all__ = ["Line", "Waiter", "enter", "hear_in", "wait_in_line"]
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Line:
         """Take in a waiter, before it is known to the store: a hint may be quicker than the ticket. Under ``_lock``."""
         self._waiters[waiter.claim.key, waiter.claim.owner] = waiter
         if self._listener is None or self._listener.closed:
-            self._listener = self.queue.listen(self._on_offer, self._on_gap)
+            self._listener = self.queue.listen(self._on_offer, self._on_gap, _event_loop)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="distlock-line", daemon=True)
             self._thread.start()
@@ -470,6 +470,13 @@ class _Blocked(Waiter):
 
 _lines: dict[LockStore, Line] = {}
 _lock = threading.Lock()
+_event_loop: EventLoop | None = None
+
+
+def hear_in(loop: EventLoop | None) -> None:
+    """Have the lines that begin from now on hear hints in an event loop's thread; None: in threads of their own."""
+    global _event_loop
+    _event_loop = loop
 
 
 def enter(store: LockStore, waiter: Waiter) -> Line:
@@ -506,6 +513,7 @@ def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()
     _lines.clear()
+    hear_in(None)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Offer, Renewal, Ticket
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token
 
-__all__ = ["Listener", "LockStore", "PassingOn", "Queueing", "Uniqueness"]
+__all__ = ["EventLoop", "Listener", "LockStore", "PassingOn", "Queueing", "Uniqueness"]
 
 
 class LockStore(ABC):
@@ -121,6 +122,19 @@ class LockStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close this process's connections. The store may be used again and then makes new ones."""
+
+
+class EventLoop(Protocol):
+    """Where a program waits for its sockets. Every method may be called in any thread."""
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Have ``function`` called in the loop's thread, soon."""
+
+    def add_reader(self, fd: int, callback: Callable[[], bool]) -> None:
+        """Have ``callback`` called in the loop's thread, now and when ``fd`` is readable, until it returns False."""
+
+    def remove_reader(self, fd: int, then: Callable[[], None]) -> None:
+        """Call ``callback`` no more; and ``then``, in any thread, once ``fd`` may be closed."""
 
 
 class Listener(ABC):
@@ -248,13 +262,20 @@ class Queueing(ABC):
         """
 
     @abstractmethod
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         """Start to listen, lazily and for ever.
 
         Arguments:
             on_offer: called with key and owner when an offer was made. It must return at once, may be called more than
                 once for one offer, and in any thread.
             on_gap: called when hints may have been lost, and when they can be heard at first: a good moment to poll.
+            loop: an event loop of which the thread is seldom busy, for a store that may as well hear there: what
+                follows an offer in that thread need not wait until it is woken by another.
         """
 
 

@@ -51,7 +51,7 @@ from celery_distlock.lease import (
     deadline_of,
     new_owner,
 )
-from celery_distlock.stores.base import Listener, LockStore, PassingOn, Queueing, Uniqueness
+from celery_distlock.stores.base import EventLoop, Listener, LockStore, PassingOn, Queueing, Uniqueness
 from celery_distlock.stores.expiring import Expiring
 from celery_distlock.stores.token_rules import Tokens
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token, running_key
@@ -563,7 +563,12 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
             for key in {claim.key for claim in claims}:
                 table.settle(key, now)
 
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         """Start to listen; see :meth:`Queueing.listen`. There are no gaps."""
         on_gap()
         return _MemoryListener(on_offer)

@@ -405,12 +405,21 @@ class Parking:
             if has_slot and parked.line.take(parked):
                 parked.called = True
                 self._called[parked.owner] = time.monotonic(), parked
-                self._loop.call(partial(self._answer, parked))
-                if not self._listens_for_unheard:
-                    self._listens_for_unheard = True
-                    parked.line.call_after(_CALLING_PATIENCE, partial(self._look_for_unheard, parked.line))
+        if not has_slot:
+            parked.line.call(partial(self._decline, parked.group))
+        elif not parked.called:
+            # A poll is under way, in that thread.
+            parked.line.call(partial(self._call_up, parked))
+        else:
+            self._loop.call_first(partial(self._answer, parked))
+            self._listen_for_unheard(parked.line)
+
+    def _listen_for_unheard(self, line: Line) -> None:
+        with self._calling:
+            if not self._called or self._listens_for_unheard:
                 return
-        parked.line.call(partial(self._call_up, parked) if has_slot else partial(self._decline, parked.group))
+            self._listens_for_unheard = True
+        line.call_after(_CALLING_PATIENCE, partial(self._look_for_unheard, line))
 
     def _look_for_unheard(self, line: Line) -> None:
         """Decline the places of those whom the consumer leaves waiting."""

@@ -37,6 +37,7 @@ from celery.worker import state
 from celery_distlock import cells
 from celery_distlock.keepalive import Keeper
 from celery_distlock.lease import Claim, Completion, Lease, new_owner
+from celery_distlock.line import hear_in
 from celery_distlock.task import event_loop
 from celery_distlock.task.message import UNIQUE_HEADER, cancel_later, token_of
 from celery_distlock.task.run import OPTIONS_HEADER, label_of
@@ -349,6 +350,7 @@ class Warden:
         if self._limit_watch is not None:
             self._limit_watch.stop()
         self.keeper.stop()
+        hear_in(None)
         self.loop.close()
         if Warden.current is self:
             Warden.current = None

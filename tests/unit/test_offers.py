@@ -60,9 +60,8 @@ def pool() -> Any:
 @pytest.fixture
 def parking(pool: Any) -> Parking:
     calls: list[Any] = []
-    warden: Any = SimpleNamespace(
-        worker=SimpleNamespace(pool=pool, semaphore=None), loop=SimpleNamespace(call=calls.append), shelf=None
-    )
+    loop = SimpleNamespace(call=calls.append, call_first=calls.append)
+    warden: Any = SimpleNamespace(worker=SimpleNamespace(pool=pool, semaphore=None), loop=loop, shelf=None)
     return Parking(warden)
 
 

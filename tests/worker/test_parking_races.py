@@ -73,7 +73,7 @@ class Consumer:
         self.ran: list[Any] = []
         self.pool = SimpleNamespace(num_processes=0)
         self.semaphore = None
-        self.call = self.calls.append
+        self.call = self.call_first = self.calls.append
 
     def call_after(self, delay: float, function: Callable[[], None]) -> None:
         """Do it when the test makes the next calls."""

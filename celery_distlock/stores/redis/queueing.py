@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, deadline_of
-from celery_distlock.stores.base import Listener, Queueing
+from celery_distlock.stores.base import EventLoop, Listener, Queueing
 from celery_distlock.stores.redis import arguments
 from celery_distlock.stores.redis.connection import Answer
 from celery_distlock.stores.redis.layout import Layout
@@ -140,9 +140,14 @@ class RedisQueueing(Queueing):
         ]
         self._run(WITHDRAW, calls)
 
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         """Start to listen, on a connection of its own; see :meth:`Queueing.listen`."""
-        listener = RedisListener(self._make, self._layout, on_offer, on_gap, self.name)
+        listener = RedisListener(self._make, self._layout, on_offer, on_gap, self.name, loop)
         self._listeners.add(listener)
         return listener
 
