@@ -93,6 +93,17 @@ class ContendsWithItsOwnOffer(MemoryStore):
         return Contended(claim.key) if self._offered(claim) else super().enqueue(claim, listener=listener)
 
 
+class ContendsWithItsOwnLease(MemoryStore):
+    def acquire(self, claim: Claim) -> Answer:
+        held = claim.owner in [holder["owner"] for holder in self.holders(claim.key)]
+        return Contended(claim.key) if held else super().acquire(claim)
+
+
+class GivesNumbersUnasked(MemoryStore):
+    def acquire(self, claim: Claim) -> Answer:
+        return super().acquire(replace(claim, draws=True))
+
+
 class LetsNewcomersOvertake(MemoryStore):
     def acquire(self, claim: Claim) -> Answer:
         while True:

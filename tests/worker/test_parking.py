@@ -140,6 +140,7 @@ class TestTheLine:
 
 
 class TestMany:
+    @pytest.mark.locks_in_redis
     def test_only_the_first_of_a_key_stand_in_the_stores_line_and_all_start_in_order(
         self, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings
     ) -> None:
