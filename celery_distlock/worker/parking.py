@@ -333,7 +333,6 @@ class Parking:
             parked.line.call(partial(self._decline, parked.group))
             return
         del self._parked[parked.owner]
-        self._shelf.take(parked.request)
         self._run(parked, parked.claim)
         self._gone(parked, took=True)
 

@@ -47,14 +47,21 @@ class Shelf:
         """Take back what :meth:`put` did."""
         if request.counted:
             request.counted = False
-            self._consumer.qos.decrement_eventually()
-            self._update()
+            self._lower()
 
     def run(self, request: Any) -> None:
-        """Hand the request to the pool, behind whatever waits for a slot there."""
+        """Take the request off the shelf, and hand it to the pool, behind whatever waits for a slot there."""
+        # The broker can wait, until after the hand-over; by then the request may be here again.
+        counted, request.counted = request.counted, False
         state.task_reserved(request)
         self._consumer.on_task_request(request)
         self._write_jobs()
+        if counted:
+            self._lower()
+
+    def _lower(self) -> None:
+        self._consumer.qos.decrement_eventually()
+        self._update()
 
     def _write_jobs(self) -> None:
         """Have a prefork pool send its processes what it has for them.
