@@ -6,7 +6,7 @@ import math
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from celery.exceptions import TaskRevokedError
 
 from celery_distlock.keepalive import Keeper, keeper
-from celery_distlock.lease import Claim, Completed, Contended, Lease, Ticket, new_owner
+from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, new_owner
 from celery_distlock.options import LockOptions
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.task.parked import Wish
@@ -36,6 +36,8 @@ class SlowStore(MemoryStore):
         self.on_its_way = threading.Event()
         self.arrives = threading.Event()
         self.arrives.set()
+        self.polls_wait = False
+        self.polling, self.poll_arrives = threading.Event(), threading.Event()
 
     def enqueue(
         self, claim: Claim, *, listener: str = "", ticket: int | None = None
@@ -44,6 +46,13 @@ class SlowStore(MemoryStore):
         self.on_its_way.set()
         assert self.arrives.wait(10)
         return answer
+
+    def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
+        if not self.polls_wait:
+            return super().poll(places, listener=listener)
+        self.polling.set()
+        assert self.poll_arrives.wait(10)
+        return super().poll(places, listener=listener)
 
     def hold(self) -> Lease:
         answer = self.acquire(Claim("a", new_owner(), 30.0, limit=2))
@@ -110,12 +119,14 @@ class Request:
     exposed = False
     exposed_from = math.inf
     waited: Any = None
+    supervised: Any = None
     is_revoked = False
+    acknowledged = False
 
     def __init__(self, store: MemoryStore) -> None:
         self.id = uuid.uuid4().hex
         app = SimpleNamespace(conf={"distlock_url": "memory://"})
-        self.task = Task(_lock_store=store, _get_app=lambda: app, acks_late=True)
+        self.task = Task(_lock_store=store, _lock_options=OPTIONS, _get_app=lambda: app, acks_late=True)
         self.request_dict: dict[str, Any] = {}
         self.delivery_info: dict[str, Any] = {}
         self.message = SimpleNamespace(channel=None, delivery_tag=self.id)
@@ -238,6 +249,54 @@ def test_the_place_of_one_who_is_revoked_when_it_is_called_is_given_back(
     assert not store.has(holder["owner"])
     consumer.make_calls()
     assert consumer.ran == []
+
+
+def test_an_offer_that_is_made_while_a_poll_is_under_way_is_still_there_when_its_executor_asks(
+    parking: Parking, consumer: Consumer, store: SlowStore
+) -> None:
+    consumer.pool.num_processes = 9
+    holders = [store.hold(), store.hold()]
+    request = park(parking, consumer, store)
+    eventually(lambda: parking.listed()[0]["position"] == 0, 10, "a place in line")
+    [parked] = parking._all()
+    behind = store.enqueue(Claim("a", new_owner(), 30.0, limit=2))
+    assert isinstance(behind, Ticket)
+    store.polls_wait = True
+    assert store.polling.wait(10)
+    store.release(holders[:1])
+    consumer.make_calls()
+    store.polls_wait = False
+    store.poll_arrives.set()
+    eventually(lambda: consumer.make_calls() or consumer.ran == [request], 10, "the call")
+    over = threading.Event()
+    parked.line.call(over.set)
+    assert over.wait(10)
+    assert isinstance(store.acquire(request.waited.called), Lease), "the poll has given its place to the next"
+
+
+def test_the_place_of_one_who_is_revoked_on_its_way_to_its_executor_passes_on(
+    consumer: Consumer, store: SlowStore
+) -> None:
+    warden = Warden(consumer)
+    held = store.hold()
+    store.hold()
+    claims = [Claim("a", new_owner(), 30.0, limit=2) for _ in range(2)]
+    places = [store.enqueue(claim) for claim in claims]
+    store.release([held])
+    request = Request(store)
+    request.waited = Waited(7, claims[0], True)
+    request._end = lambda: warden.end(request.supervised)  # type: ignore[attr-defined]
+
+    def execute(self: Any, pool: Any) -> None:
+        raise TaskRevokedError
+
+    try:
+        with pytest.raises(TaskRevokedError):
+            _supervised_execution(execute)(request, None)
+    finally:
+        warden.stop()
+    [_, second] = store.poll([place for place in places if isinstance(place, Ticket)])
+    assert isinstance(second, Offer)
 
 
 def test_a_copy_of_a_running_task_gives_back_what_it_had_waited_for(consumer: Consumer, store: SlowStore) -> None:
