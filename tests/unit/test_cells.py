@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-
 import pytest
 
 from celery_distlock import cells
@@ -14,12 +12,12 @@ CLAIM = Claim("k", "a" * 32, 30.0, 2)
 
 
 @pytest.fixture
-def cell() -> Iterator[cells.Cell]:
+def cell() -> cells.Cell:
     """A cell of a request that is about to be handed to the pool."""
     arena = cells.Arena(2)
     taken = arena.take(CLAIM.owner)
     assert taken is not None
-    yield taken
+    return taken
 
 
 def ask(cell: cells.Cell) -> bool:
