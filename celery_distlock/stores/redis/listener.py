@@ -188,14 +188,17 @@ class RedisListener(Listener):
 
         loop.add_reader(fd, read)
         try:
-            asked = False
-            while not self._closed.is_set() and not self._over.wait(_QUIET):
-                silent = time.monotonic() > self._heard_at + _QUIET
-                if silent and asked:
+            asked_at = 0.0
+            while not self._closed.is_set():
+                quiet_until = max(self._heard_at, asked_at) + _QUIET
+                if self._over.wait(max(0.0, quiet_until - time.monotonic())):
+                    break
+                if self._heard_at + _QUIET > quiet_until:
+                    continue
+                if self._heard_at < asked_at:
                     raise ConnectionError("the server is silent")
-                if silent:
-                    loop.call(ask)
-                asked = silent
+                asked_at = time.monotonic()
+                loop.call(ask)
         finally:
             gone = threading.Event()
             loop.remove_reader(fd, gone.set)
