@@ -51,6 +51,7 @@ What each failure does
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -329,7 +330,7 @@ class Parking:
         """Begin with one that was called up, unless it is revoked by now, or we are too late, or its broker is gone."""
         if self._called.pop(parked.owner, None) is None or parked.owner not in self._parked:
             return
-        if free_slots(self._worker) < 1:
+        if self._free_slots() < 1:
             parked.line.call(partial(self._decline, parked.group))
             return
         del self._parked[parked.owner]
@@ -366,7 +367,11 @@ class Parking:
         """Begin with one that has been offered its place, or may have been; soon, from any thread."""
         # In this order: whoever is just asking the store for the place sees that there was a hint, if we see him.
         parked.hinted = True
-        if not parked.asking:
+        if parked.asking:
+            return
+        if parked.line.queue.guesses:
+            parked.line.call(partial(self._make_sure, parked))
+        else:
             self._call_up(parked)
 
     def wake(self, parked: ParkedRequest) -> None:
@@ -396,11 +401,22 @@ class Parking:
             parked.asking = False
             self.wake(parked)
 
+    def _make_sure(self, parked: ParkedRequest) -> None:
+        """Call one up whom a hint says to have been offered its place, if that is so."""
+        # Without an answer, the next poll tells.
+        with contextlib.suppress(StoreUnavailable):
+            if parked.line.is_offered(parked):
+                self._call_up(parked)
+
+    def _free_slots(self) -> int:
+        """Return how many requests could begin at once, or as soon as the pool has heard what its executors know."""
+        return free_slots(self._worker, self._warden.ending)
+
     def _call_up(self, parked: ParkedRequest) -> None:
         with self._calling:
             if parked.owner not in self._parked or parked.aside or parked.called:
                 return
-            has_slot = free_slots(self._worker) > len(self._called)
+            has_slot = self._free_slots() > len(self._called)
             if has_slot and parked.line.take(parked):
                 parked.called = True
                 self._called[parked.owner] = time.monotonic(), parked

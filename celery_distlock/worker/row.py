@@ -49,15 +49,10 @@ class Row(dict[str, _T]):
             return False
         if number is None:
             # This store gives out places, but no numbers with which to come later.
-            return True
+            return not self._behind
         if not self._behind and len(self) < self.size:
             return True
         return any(member.number is not None and number < member.number for member in list(self.values()))
-
-    @property
-    def keeps_behind(self) -> bool:
-        """Whether nobody may take a place now without overtaking others."""
-        return self.declined or bool(self._behind)
 
     @property
     def is_over(self) -> bool:

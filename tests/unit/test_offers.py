@@ -18,6 +18,8 @@ class Line:
 
     def __init__(self) -> None:
         self.answer: Any = None
+        self.queue = SimpleNamespace(guesses=False)
+        self.offers = True
         self.polling = False
         self.left: list[Any] = []
         self.calls: list[Callable[[], None]] = []
@@ -28,6 +30,9 @@ class Line:
         answer = self.answer()
         parked.asking = isinstance(answer, Lease)
         return answer
+
+    def is_offered(self, parked: Any) -> bool:
+        return self.offers
 
     def take(self, parked: Any) -> bool:
         return not self.polling
@@ -54,7 +59,7 @@ def line() -> Line:
 
 @pytest.fixture
 def pool() -> Any:
-    return SimpleNamespace(num_processes=2)
+    return SimpleNamespace(num_processes=2, ending=0)
 
 
 @pytest.fixture
@@ -62,6 +67,7 @@ def parking(pool: Any) -> Parking:
     calls: list[Any] = []
     loop = SimpleNamespace(call=calls.append, call_first=calls.append)
     warden: Any = SimpleNamespace(worker=SimpleNamespace(pool=pool, semaphore=None), loop=loop, shelf=None)
+    warden.ending = lambda: pool.ending
     return Parking(warden)
 
 
@@ -108,6 +114,28 @@ def test_no_more_are_called_than_there_are_slots(parking: Parking, parked: Any, 
     assert list(parking._called) == ["owner"]
     [decline] = line.calls
     assert "_decline" in repr(decline)
+
+
+def test_a_slot_is_free_as_soon_as_its_executor_has_released_its_lock(
+    parking: Parking, parked: Any, line: Line, pool: Any
+) -> None:
+    # Its end is not heard of so far: the pool has no slot, as far as it knows.
+    pool.num_processes, pool.ending = 0, 1
+    other = park(parking, line, "other")
+    parking.offered(parked)
+    parking.offered(other)
+    assert list(parking._called) == ["owner"]
+
+
+@pytest.mark.parametrize("is_so", [True, False])
+def test_a_store_that_guesses_is_asked_before_anybody_is_called(
+    parking: Parking, parked: Any, line: Line, is_so: bool
+) -> None:
+    line.queue.guesses, line.offers = True, is_so
+    parking.offered(parked)
+    assert parking._called == {}
+    line.make_calls()
+    assert list(parking._called) == ["owner"] * is_so
 
 
 def test_a_poll_that_is_under_way_is_over_before_anybody_is_called(parking: Parking, parked: Any, line: Line) -> None:

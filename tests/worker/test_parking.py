@@ -167,8 +167,8 @@ class TestMany:
         arrived = line(90)
         revoked = set(random.Random(0).sample(arrived, 30))
         with behind(settings.locks) as store:
-            # In ZooKeeper places are taken at once, or not at all. Elsewhere, too, whose number is lower than that of one
-            # in line stands there: of those that were refused at once, the later ones may have been parked first.
+            # In ZooKeeper places are taken at once, or not at all. Elsewhere, too, those stand there whose number is
+            # lower than another's in line: of tasks refused at once, the later ones may have been parked first.
             many = range(MOST, MOST + processes) if draws else [90]
             eventually(lambda: store.waiting("k") in many, PATIENCE, "those who stand in the store's line")
         tasks.app.control.revoke(list(revoked))

@@ -214,7 +214,7 @@ class TestTheBrokerIsLost:
         between.cut()
         all_is_well(tasks, results, journal, databases, nodes)
 
-    def test_what_was_handed_over_and_is_not_begun_is_given_to_the_next(
+    def test_the_place_of_one_that_has_not_begun_is_given_to_the_next(
         self, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, databases: Databases,
         proxy: StartProxy,
     ) -> None:  # fmt: skip

@@ -150,7 +150,7 @@ def store() -> SlowStore:
 @pytest.fixture
 def parking(consumer: Consumer) -> Iterator[Parking]:
     warden: Any = SimpleNamespace(
-        worker=consumer, loop=consumer, shelf=consumer, generation=0, keeper=Keeper("distlock-test")
+        worker=consumer, loop=consumer, shelf=consumer, generation=0, keeper=Keeper("distlock-test"), ending=lambda: 0
     )
     parking = Parking(warden)
     yield parking
