@@ -22,7 +22,8 @@ Who writes what
                           ▲          │                        │
                           └─contended┘                        └─ no answer ─▶ OWED: the warden goes on
 
-    The cell of a request that was parked begins as GRANTED, without a pid: its executor takes the lease over.
+    The cell of a request whose turn has come, after it was parked, begins as ASKING, without a pid: a place is kept for
+    it, and given back if its executor does not ask.
 
 State, verdict, deadline and fence are aligned 8-byte words, so a reader never sees half of one. The checksum covers
 what is longer, or must agree with it: key, owner, ttl and limit, written once, before the store is asked. On a
@@ -39,7 +40,7 @@ import zlib
 from collections import deque
 from dataclasses import dataclass
 
-from celery_distlock.lease import Lease
+from celery_distlock.lease import Claim, Lease
 
 __all__ = ["ASKING", "DONE", "FREE", "GRANTED", "OWED", "READY", "RELEASING", "Arena", "Cell", "View"]
 
@@ -140,24 +141,17 @@ class Cell:
         start = base * 8
         if len(raw) > KEY_MAX or arena._bytes[start + _OWNER : start + _KEY] != who:
             return False
+        arena._ints[base + _PID] = os.getpid()
+        # Looked at once more now that our pid is there: the main process takes back what nobody has begun with.
+        if arena._bytes[start + _OWNER : start + _KEY] != who:
+            return False
         told = _HEAD.pack(ttl, limit, len(raw), who) + raw
         first = start + _TTL * 8
         arena._bytes[first : first + len(told)] = told
-        arena._ints[base + _PID] = os.getpid()
         arena._ints[base + _FENCE] = 0
         arena._ints[base + _SUM] = zlib.crc32(told)
         arena._ints[base + _STATE] = ASKING
         return True
-
-    def take_over(self, owner: str) -> Lease | None:
-        """Return the lease that the main process was granted for this request, if it was; it is the executor's now."""
-        arena, base = self._arena, self.base
-        if arena._ints[base + _STATE] != GRANTED or self._owner != owner.encode():
-            return None
-        arena._ints[base + _PID] = os.getpid()
-        # Looked at once more now that our pid is there: the main process takes back what nobody has begun with.
-        view = self.view()
-        return view.lease if view is not None and view.state == GRANTED and self._owner == owner.encode() else None
 
     def belongs_to(self, owner: str) -> bool:
         """Return whether the main process still waits for this owner to execute."""
@@ -226,16 +220,15 @@ class Cell:
         _BLANK.pack_into(arena._map, base * 8, owner.encode())
         arena._ints[base + _STATE] = READY
 
-    def hand_over(self, lease: Lease) -> bool:
-        """Say that the key was granted to this request before it was given to the pool; False if it does not fit in."""
-        if not self.asking(lease.key, lease.owner, lease.ttl, lease.limit):
+    def expect(self, claim: Claim) -> bool:
+        """Say what an executor is about to ask for, since a place is kept for it; False if it does not fit in."""
+        if not self.asking(claim.key, claim.owner, claim.ttl, claim.limit):
             return False
         self._arena._ints[self.base + _PID] = 0
-        self.granted(lease)
         return True
 
     def take_back(self) -> bool:
-        """Undo :meth:`hand_over`; False if an executor has begun.
+        """Undo :meth:`expect`; False if an executor has begun.
 
         This writes the owner and then reads the pid, the executor writes the pid and then reads the owner: one of them
         sees the other.

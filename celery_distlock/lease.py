@@ -119,6 +119,7 @@ class Claim:
         limit: how many may hold the key at once.
         record: what others may see of this holder: the optional fields of :class:`Holder`.
         completion: set on a redelivered message: if the store remembers it, the answer is :class:`Completed`.
+        draws: whether a refusal is to be worth a place in the line, which is not taken as yet.
     """
 
     key: str
@@ -127,6 +128,7 @@ class Claim:
     limit: int = 1
     record: Mapping[str, Any] = field(default_factory=dict)
     completion: Completion | None = None
+    draws: bool = False
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -160,10 +162,14 @@ class Lease:
 
 @dataclass(frozen=True)
 class Contended:
-    """The store's answer "no": who holds the key, oldest first (empty when only waiters stand before us)."""
+    """The store's answer "no": who holds the key, oldest first (empty when only waiters stand before us).
+
+    ``number`` is that of a place at the end of the line, for a claim that ``draws``, if the store has any to give.
+    """
 
     key: str
     holders: tuple[Holder, ...] = ()
+    number: int | None = None
 
     @property
     def holder(self) -> Holder | None:

@@ -42,9 +42,9 @@ from collections.abc import Callable, Sequence
 from celery_distlock.errors import StoreUnavailable
 from celery_distlock.keepalive import keeper
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket
-from celery_distlock.stores.base import Listener, LockStore, Queueing
+from celery_distlock.stores.base import EventLoop, Listener, LockStore, Queueing
 
-__all__ = ["Line", "Waiter", "enter", "wait_in_line"]
+__all__ = ["Line", "Waiter", "enter", "hear_in", "wait_in_line"]
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +85,6 @@ class Waiter:
     def offered(self) -> None:
         """There is, or may be, an offer to confirm. Called in any thread, more than once, and must return at once."""
 
-    def offered_here(self) -> None:
-        """The same, in a thread that may be used to confirm it: another one would have to be woken first."""
-        self.offered()
-
     def refused(self) -> None:
         """The store said that this owner cannot be granted the key any more. Called in the line's thread."""
 
@@ -114,6 +110,8 @@ class Line:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._wake = threading.Event()
+        #: Held while a poll is under way.
+        self._polling = threading.Lock()
         self._gap = False
         #: When all are polled next.
         self._tick = 0.0
@@ -134,7 +132,7 @@ class Line:
         """Take in a waiter, before it is known to the store: a hint may be quicker than the ticket. Under ``_lock``."""
         self._waiters[waiter.claim.key, waiter.claim.owner] = waiter
         if self._listener is None or self._listener.closed:
-            self._listener = self.queue.listen(self._on_offer, self._on_gap)
+            self._listener = self.queue.listen(self._on_offer, self._on_gap, _event_loop)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="distlock-line", daemon=True)
             self._thread.start()
@@ -206,6 +204,21 @@ class Line:
         """Ask nothing about this one any more; its place is not given up."""
         self._waiters.pop((waiter.claim.key, waiter.claim.owner), None)
 
+    def take(self, waiter: Waiter) -> bool:
+        """Ask nothing about this one any more, since somebody else confirms its offer.
+
+        Returns:
+            False if a poll is under way, which may enter it in the line again when it has had and released the key:
+            try once more in the line's thread, where none is.
+        """
+        if not self._polling.acquire(blocking=False):
+            return False
+        try:
+            self.forget(waiter)
+        finally:
+            self._polling.release()
+        return True
+
     def leave(self, waiter: Waiter) -> None:
         """Give up a waiter's place, and whatever it may have been granted or offered; soon, and in the background."""
         self.forget(waiter)
@@ -238,12 +251,7 @@ class Line:
 
     def _on_offer(self, key: str, owner: str) -> None:
         waiter = self._waiters.get((key, owner))
-        if waiter is None:
-            return
-        listener = self._listener
-        if listener is not None and listener.patient:
-            waiter.offered_here()
-        else:
+        if waiter is not None:
             waiter.offered()
 
     def _on_gap(self) -> None:
@@ -337,31 +345,35 @@ class Line:
             log.debug("%d places in the line are left to expire: %s", len(claims), error)
 
     def _poll_due(self) -> None:
-        due = self._due()
-        places = [waiter.place for waiter in due if waiter.place is not None]
-        if not places:
-            if not self._waiters:
-                self._silent_since = self.failure = None
-            return
-        listener = self._listener
-        try:
-            answers = self.queue.poll(places, listener="" if listener is None else listener.name)
-        except StoreUnavailable as error:
-            self._silence(error)
-            return
-        self._silent_since = self.failure = None
-        zombies = []
+        with self._polling:
+            due = self._due()
+            places = [waiter.place for waiter in due if waiter.place is not None]
+            if not places:
+                if not self._waiters:
+                    self._silent_since = self.failure = None
+                return
+            listener = self._listener
+            try:
+                answers = self.queue.poll(places, listener="" if listener is None else listener.name)
+            except StoreUnavailable as error:
+                self._silence(error)
+                return
+            self._silent_since = self.failure = None
+            # Who has got the key, or has left, while the poll was under way, which may have entered it again.
+            zombies = [waiter for waiter in due if not self._has(waiter)]
         for waiter, answer in zip(due, answers, strict=True):
-            if self._waiters.get((waiter.claim.key, waiter.claim.owner)) is not waiter:
-                # It has got the key, or has left, while the poll was under way, which may have entered it again.
-                zombies.append(waiter.claim)
-            elif answer is None:
+            if not self._has(waiter):
+                continue
+            if answer is None:
                 waiter.refused()
             else:
                 self._placed(waiter, answer)
                 if isinstance(answer, Offer):
                     waiter.offered()
-        self._withdraw(zombies)
+        self._withdraw([waiter.claim for waiter in zombies])
+
+    def _has(self, waiter: Waiter) -> bool:
+        return self._waiters.get((waiter.claim.key, waiter.claim.owner)) is waiter
 
     def _due(self) -> list[Waiter]:
         """Return whom to ask about: everybody at every tick, and between two ticks those whose wait may be over."""
@@ -377,8 +389,7 @@ class Line:
         due: dict[int, Waiter] = {}
         while self._heap and self._heap[0][0] <= now:
             waiter = heapq.heappop(self._heap)[2]
-            listed = self._waiters.get((waiter.claim.key, waiter.claim.owner)) is waiter
-            if listed and waiter.look_at <= now and waiter.place is not None:
+            if self._has(waiter) and waiter.look_at <= now and waiter.place is not None:
                 due[id(waiter)] = waiter
         return list(due.values())
 
@@ -459,6 +470,13 @@ class _Blocked(Waiter):
 
 _lines: dict[LockStore, Line] = {}
 _lock = threading.Lock()
+_event_loop: EventLoop | None = None
+
+
+def hear_in(loop: EventLoop | None) -> None:
+    """Have the lines that begin from now on hear hints in an event loop's thread; None: in threads of their own."""
+    global _event_loop
+    _event_loop = loop
 
 
 def enter(store: LockStore, waiter: Waiter) -> Line:
@@ -495,6 +513,7 @@ def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.Lock()
     _lines.clear()
+    hear_in(None)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

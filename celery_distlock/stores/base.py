@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Offer, Renewal, Ticket
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token
 
-__all__ = ["Listener", "LockStore", "PassingOn", "Queueing", "Uniqueness"]
+__all__ = ["EventLoop", "Listener", "LockStore", "PassingOn", "Queueing", "Uniqueness"]
 
 
 class LockStore(ABC):
@@ -123,6 +124,19 @@ class LockStore(ABC):
         """Close this process's connections. The store may be used again and then makes new ones."""
 
 
+class EventLoop(Protocol):
+    """Where a program waits for its sockets. Every method may be called in any thread."""
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Have ``function`` called in the loop's thread, soon."""
+
+    def add_reader(self, fd: int, callback: Callable[[], bool]) -> None:
+        """Have ``callback`` called in the loop's thread, now and when ``fd`` is readable, until it returns False."""
+
+    def remove_reader(self, fd: int, then: Callable[[], None]) -> None:
+        """Call ``callback`` no more; and ``then``, in any thread, once ``fd`` may be closed."""
+
+
 class Listener(ABC):
     """Hears, in a thread of its own, of the offers made to the waiters that were entered with its name.
 
@@ -131,8 +145,6 @@ class Listener(ABC):
 
     #: What goes with each claim, as :meth:`Queueing.enqueue`'s ``listener``: ASCII letters, digits and ``-``.
     name: str
-    #: Whether ``on_offer`` may put a question to the store in the thread that calls it, and have the next hint wait.
-    patient = False
 
     @property
     @abstractmethod
@@ -170,6 +182,11 @@ class Queueing(ABC):
     * each claim's own ``limit`` decides for it, and who stands behind a claim with a small one waits, too;
     * a live waiter of a free key is offered it within 3 s, whatever dies;
     * a place in the line costs nothing when nobody waits.
+
+    Who is refused by :meth:`LockStore.acquire` may be given the number of a place at the end of the line
+    (:attr:`Claim.draws`, :attr:`Contended.number`), for those who would stand far behind: nobody takes it until it is
+    enqueued with, and until then it is in nobody's way. A store whose places are taken at once, or not at all, gives
+    none.
     """
 
     #: Seconds for which a waiter that is not heard of keeps its place, and for which an offered place is kept for it.
@@ -244,25 +261,21 @@ class Queueing(ABC):
             StoreUnavailable: there was no answer; they vanish within :attr:`claim_ttl`.
         """
 
-    def draw(self, key: str) -> int | None:
-        """Return the number of a place at the end of the line, which nobody takes until it is enqueued with.
-
-        For those who would stand far behind; a place that nobody takes is in nobody's way. The default is None: this
-        store's places are taken at once, or not at all.
-
-        Raises:
-            StoreUnavailable: there was no answer.
-        """
-        return None
-
     @abstractmethod
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         """Start to listen, lazily and for ever.
 
         Arguments:
-            on_offer: called with key and owner when an offer was made. It must return at once unless the listener is
-                :attr:`~Listener.patient`, may be called more than once for one offer, and in any thread.
+            on_offer: called with key and owner when an offer was made. It must return at once, may be called more than
+                once for one offer, and in any thread.
             on_gap: called when hints may have been lost, and when they can be heard at first: a good moment to poll.
+            loop: an event loop of which the thread is seldom busy, for a store that may as well hear there: what
+                follows an offer in that thread need not wait until it is woken by another.
         """
 
 

@@ -51,7 +51,7 @@ from celery_distlock.lease import (
     deadline_of,
     new_owner,
 )
-from celery_distlock.stores.base import Listener, LockStore, PassingOn, Queueing, Uniqueness
+from celery_distlock.stores.base import EventLoop, Listener, LockStore, PassingOn, Queueing, Uniqueness
 from celery_distlock.stores.expiring import Expiring
 from celery_distlock.stores.token_rules import Tokens
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Superseded, Token, running_key
@@ -368,7 +368,8 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
             if lease is not None:
                 return lease
             if table.refuses(claim) or claim.key in table.queues or not table.make_room(claim, now):
-                return Contended(claim.key, tuple(table.describe(claim.key, now)))
+                drawn = next(_fences) if claim.draws else None
+                return Contended(claim.key, tuple(table.describe(claim.key, now)), drawn)
             fence = next(_fences)
             table.enter(_Held(claim.key, claim.owner, fence, now + claim.ttl, dict(claim.record)))
             return Lease(claim.key, claim.owner, fence, claim.ttl, deadline_of(sent, claim.ttl), claim.limit)
@@ -562,11 +563,12 @@ class MemoryStore(LockStore, Queueing, PassingOn, Uniqueness):
             for key in {claim.key for claim in claims}:
                 table.settle(key, now)
 
-    def draw(self, key: str) -> int:
-        """Return the number of a place at the end of the line; see :meth:`Queueing.draw`."""
-        return next(_fences)
-
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         """Start to listen; see :meth:`Queueing.listen`. There are no gaps."""
         on_gap()
         return _MemoryListener(on_offer)

@@ -35,7 +35,7 @@ from celery.exceptions import Ignore, TaskPredicate
 
 from celery_distlock import cells
 from celery_distlock.errors import LockContended, StoreUnavailable
-from celery_distlock.held import Frame, HeldLock, SelfKept, Trust, ask, disown, frames, holding
+from celery_distlock.held import Frame, HeldLock, SelfKept, Trust, ask, disown, frames, give_back, holding
 from celery_distlock.keepalive import keeper
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, new_owner
 from celery_distlock.options import LockOptions
@@ -46,7 +46,7 @@ from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_al
 from celery_distlock.task.inheritance import bequeath, inheriting
 from celery_distlock.task.message import UNIQUE_HEADER
 from celery_distlock.task.parked import Parked
-from celery_distlock.task.parking import ask_with_ticket, ticket_of, wait_parked
+from celery_distlock.task.parking import ask_with_ticket, draws, is_called, ticket_of, wait_parked
 from celery_distlock.task.redelivery import (
     check_result,
     completion_of,
@@ -133,7 +133,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         if options.on_store_error == "fail" or request.is_eager:
             raise
         log.warning("Task %s[%s] will be retried: %s", task.name, run.id, error)
-        retry_later(task, options, run, key, error)
+        retry_later(task, options, run, key, error, ticket=ticket_of(request, task._lock_store))
     if isinstance(grant, _Skipped):
         return grant.result
     return _hold(task, request, options, grant, body, args, kwargs)
@@ -190,10 +190,8 @@ def _acquire(
     if options.min_hold and not store.rests:
         raise cannot_rest(task.name, store)
     owner, cell = _identity(request)
-    handed = cell.take_over(owner) if cell is not None else None
-    if handed is not None and handed.key == key and handed.remaining > 0:
-        # It waited in the main process, which was granted the key in its place.
-        return _granted(task, request, options, store, handed, cell, run)
+    # Then a place is kept for this owner: asking confirms it, and whoever does not ask gives it back.
+    called = is_called(request)
     limit = limit_of(task, options, args, kwargs)
     redelivered = is_redelivered(request)
     if cell is not None and not cell.asking(key, owner, options.ttl, limit):
@@ -203,15 +201,17 @@ def _acquire(
             owner, redelivered = new_owner(), True
         cell = None
     completion = completion_of(task, key, run.label) if task.acks_late and redelivered else None
-    claim = Claim(key, owner, options.ttl, limit, record_of(task, run), completion)
+    claim = Claim(key, owner, options.ttl, limit, record_of(task, run), completion, draws(task, request, options))
     try:
         answer: Lease | Contended | Completed
         question = inheriting(task, run) if options.hold_on_retry and not request.is_eager else ask
         if claim.limit > 1 and claim.completion is not None and has_copy(run, store.holders(key)):
             # With places left, the store would grant the copy of a running message one of its own.
             answer = Contended(key, tuple(store.holders(key)))
+            if called:
+                give_back(store, Lease.unknown(key, owner, options.ttl))
         else:
-            number = ticket_of(request)
+            number = None if called else ticket_of(request, store)
             answer = question(store, claim) if number is None else ask_with_ticket(store, claim, number)
         if isinstance(answer, Contended) and any(run.succeeds(holder) for holder in answer.holders):
             answer = poll_for(store, claim, PREDECESSOR_PATIENCE, answer, question)
@@ -224,6 +224,8 @@ def _acquire(
         if cell is not None:
             cell.refused()
         if isinstance(answer, Completed):
+            if called:
+                give_back(store, Lease.unknown(key, owner, options.ttl))
             _turn_away(task, request, run)
         return _refused(task, request, options, run, claim, cell, answer, args, kwargs)
     except TaskPredicate:
@@ -301,10 +303,7 @@ def _refused(
         raise error
     if not request.is_eager:
         if policy == "wait":
-            got = wait_parked(task, request, options, run, claim, cell, answer)
-            if isinstance(got, Lease):
-                return _granted(task, request, options, task._lock_store, got, cell, run)
-            _turn_away(task, request, run)
+            wait_parked(task, request, options, run, claim, answer)
         retry_later(task, options, run, answer.key, error, answer.holder)
     # Celery would run a Retry at once and recursively: wait in place instead.
     lease = wait_in_place(task._lock_store, options, claim, answer)

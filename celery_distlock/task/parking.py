@@ -2,7 +2,8 @@
 
 The executor does not wait: it ends the attempt with :class:`Parked`, which tells the worker's main process what is
 wanted, and frees its slot. The main process keeps the unacknowledged message, stands in the store's line for it, and
-hands it to the pool again once its turn has come, with the lease in its cell (``worker.parking``).
+gives it to the pool again once its turn has come (``worker.parking``). The executor then asks under the name that
+stands in line, and gets what the main process was offered, or even granted, in that name.
 
 Where that cannot be, the task is retried instead, and takes its place in the line along: the number of its ticket
 travels in a header, and stands where it stood.
@@ -12,9 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from celery_distlock import cells
 from celery_distlock.errors import LockContended, describe
 from celery_distlock.held import give_back
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Ticket
@@ -25,7 +25,7 @@ from celery_distlock.task.parked import WAITING, Parked, Wish
 from celery_distlock.task.redelivery import ignores_result, is_redelivered
 from celery_distlock.task.run import TICKET_HEADER, Run
 
-__all__ = ["ask_with_ticket", "may_wait", "ticket_of", "wait_parked"]
+__all__ = ["ask_with_ticket", "draws", "is_called", "may_wait", "ticket_of", "wait_parked"]
 
 log = logging.getLogger(__name__)
 
@@ -41,28 +41,30 @@ def ask_with_ticket(store: LockStore, claim: Claim, number: int) -> Lease | Cont
     Raises:
         StoreUnavailable: there was no answer. Whatever the store may have granted is being given back.
     """
-    answer = _take_ticket(store, claim, None, number)
-    return Contended(claim.key, tuple(store.holders(claim.key))) if isinstance(answer, Ticket) else answer
+    assert isinstance(store, Queueing)
+    try:
+        answer = store.enqueue(claim, ticket=number)
+        if isinstance(answer, Ticket):
+            store.withdraw([claim])
+    except BaseException:
+        give_back(store, Lease.unknown(claim.key, claim.owner, claim.ttl))
+        raise
+    return Contended(claim.key, tuple(store.holders(claim.key)), number) if isinstance(answer, Ticket) else answer
 
 
-def wait_parked(
-    task: Any,
-    request: Any,
-    options: LockOptions,
-    run: Run,
-    claim: Claim,
-    cell: cells.Cell | None,
-    answer: Contended,
-) -> Lease | Completed:
+def draws(task: Any, request: Any, options: LockOptions) -> bool:
+    """Return whether a refusal is to be worth a place in the line: the task may come to wait, and has none so far."""
+    if not may_wait(options) or not task.acks_late or not _token(request):
+        return False
+    return ticket_of(request, task._lock_store) is None
+
+
+def wait_parked(task: Any, request: Any, options: LockOptions, run: Run, claim: Claim, answer: Contended) -> NoReturn:
     """Have the main process wait for the key, or publish the task again.
 
     Arguments:
         claim: what was refused.
-        cell: where the main process sees what is asked for.
         answer: the refusal.
-
-    Returns:
-        the lease, if it was granted after all while a ticket was taken.
 
     Raises:
         Parked: the main process waits.
@@ -73,16 +75,12 @@ def wait_parked(
     never = _never(task, request, claim)
     if never:
         task._lock_warn_once(f"lock_on_contention='wait' is not possible here, the task is retried instead: {never}")
-        return retry_later(task, options, run, answer.key, error, answer.holder)
+        retry_later(task, options, run, answer.key, error, answer.holder)
     since = give_up_if_late(request, options, answer.key, error, answer.holder)
-    number = ticket_of(request)
+    number = ticket_of(request, task._lock_store) or answer.number
     if _has_room(request):
         _store_state(task, request, answer)
         raise Parked(f"waits for lock {claim.key!r}", Wish(claim, number, since, answer.holder))
-    got = _take_ticket(task._lock_store, claim, cell, number)
-    if isinstance(got, (Lease, Completed)):
-        return got
-    number = got.number if isinstance(got, Ticket) else None
     log.info(
         "Task %s[%s] cannot be parked here, or not for longer; published again with ticket %s of lock %r, held by %s",
         task.name,
@@ -91,22 +89,32 @@ def wait_parked(
         claim.key,
         describe(answer.holder),
     )
-    return retry_later(task, options, run, answer.key, error, answer.holder, number)
+    retry_later(task, options, run, answer.key, error, answer.holder, number)
 
 
 def _has_room(request: Any) -> bool:
     """Return whether the main process would park this request."""
-    token: Sequence[Any] = (request.properties or {}).get("distlock") or ()
+    token = _token(request)
     return len(token) > 3 and bool(token[3])
 
 
-def ticket_of(request: Any) -> int | None:
-    """Return the number of the place in line that this delivery, or an earlier one, had."""
-    token: Sequence[Any] = (request.properties or {}).get("distlock") or ()
+def ticket_of(request: Any, store: LockStore) -> int | None:
+    """Return the number of the place in line that this delivery, or an earlier one, had, if the store has a line."""
+    token = _token(request)
     number = token[4] if len(token) > 4 else None
     if number is None and request.headers:
         number = request.headers.get(TICKET_HEADER)
-    return number if isinstance(number, int) else None
+    return number if isinstance(number, int) and isinstance(store, Queueing) else None
+
+
+def is_called(request: Any) -> bool:
+    """Return whether this delivery has waited until its turn came: a place is kept under its owner's name."""
+    token = _token(request)
+    return len(token) > 5 and bool(token[5])
+
+
+def _token(request: Any) -> Sequence[Any]:
+    return (request.properties or {}).get("distlock") or ()
 
 
 def _never(task: Any, request: Any, claim: Claim) -> str | None:
@@ -120,26 +128,6 @@ def _never(task: Any, request: Any, claim: Claim) -> str | None:
         # With places left, the store would grant the copy of a running message one of its own.
         return "with lock_limit > 1, a message that was delivered again could run beside its first delivery"
     return None
-
-
-def _take_ticket(
-    store: LockStore, claim: Claim, cell: cells.Cell | None, number: int | None
-) -> Lease | Contended | Completed | Ticket:
-    """Enter the line and leave it: what remains is a number. Should it be our turn just then, that is the lease."""
-    assert isinstance(store, Queueing)
-    if cell is not None:
-        # It may be granted after all, and we may die right then.
-        cell.asking(claim.key, claim.owner, claim.ttl, claim.limit)
-    try:
-        answer = store.enqueue(claim, ticket=number)
-        if isinstance(answer, Ticket):
-            store.withdraw([claim])
-    except BaseException:
-        give_back(store, Lease.unknown(claim.key, claim.owner, claim.ttl))
-        raise
-    if cell is not None and not isinstance(answer, Lease):
-        cell.refused()
-    return answer
 
 
 def _store_state(task: Any, request: Any, answer: Contended) -> None:

@@ -333,6 +333,34 @@ class QueueingContract(StoreContract):
         assert store.release([lease]) == [True]
         assert store.holders() == []
 
+    def test_who_was_offered_the_key_may_ask_for_it_in_another_process(
+        self, store: _Store, other_store: _Store
+    ) -> None:
+        old = self.hold(store)
+        first, second = self.join(store), self.join(store)
+        store.release([old])
+        lease = granted(other_store.acquire(first.claim))
+        # Who stands in line here has not been heard of any more; that is nothing to who holds the key there.
+        self.wait(self.claim_ttl / 2)
+        store.poll([second])
+        self.wait(self.claim_ttl / 2 + 0.05)
+        [found] = store.poll([second])
+        assert ticket(found).ahead == 0
+        assert other_store.renew([lease]) == [Renewal.HELD]
+        assert other_store.release([lease]) == [True]
+        assert offer(store.poll([second])[0])
+
+    def test_who_was_granted_the_key_may_ask_for_it_in_another_process(
+        self, store: _Store, other_store: _Store
+    ) -> None:
+        wish = claim("k")
+        lease = granted(store.enqueue(wish))
+        again = granted(other_store.acquire(wish))
+        assert again.fence == lease.fence
+        assert other_store.renew([again]) == [Renewal.HELD]
+        assert other_store.release([again]) == [True]
+        assert store.holders() == []
+
     def test_an_unanswered_offer_passes_on_to_the_next(self, store: _Store) -> None:
         old = self.hold(store)
         dead, alive = self.join(store), self.join(store)
@@ -527,7 +555,8 @@ class QueueingContract(StoreContract):
     def test_a_number_that_was_drawn_is_a_place_once_it_is_enqueued_with(self, store: _Store) -> None:
         held = self.hold(store)
         before = self.join(store)
-        number = store.draw("k")
+        assert contended(store.acquire(claim("k"))).number is None, "nobody has asked for a number"
+        number = contended(store.acquire(claim("k", draws=True))).number
         if number is None:
             pytest.skip("the places of this store are taken at once, or not at all")
         # Its place may have been too short for a busy machine; asked about, it is entered again.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from celery import states
 from celery.app.trace import TraceInfo
 
-from celery_distlock.lease import Claim, Lease, Ticket, new_owner
+from celery_distlock.lease import Claim, Ticket, new_owner
 from celery_distlock.line import Line, Waiter, enter
 from celery_distlock.options import LockOptions, store_settings
 from celery_distlock.task.parked import Wish
@@ -34,12 +33,12 @@ class Waited(NamedTuple):
 
     Attributes:
         number: of its ticket, if it got one.
-        lease: what it was granted; None if it has to ask.
+        called: the claim in whose name its turn has come, and for which a place is kept; None if it only asks.
         room: whether it may be parked again.
     """
 
     number: int | None
-    lease: Lease | None
+    called: Claim | None
     room: bool
 
 
@@ -51,8 +50,10 @@ class ParkedRequest(Waiter):
         self.parking = parking
         #: Whether it stands behind others of its key that are parked here, and not in the store's line.
         self.aside = False
-        #: Whether it was granted the key and handed over.
-        self.granted = False
+        #: Whether its turn has come, and the consumer knows.
+        self.called = False
+        #: Whether an offer was heard of, though the store has not given it a place yet.
+        self.hinted = False
         self.request = request
         self.store = request.task._lock_store
         self.number = wish.number
@@ -72,7 +73,7 @@ class ParkedRequest(Waiter):
         """Return the same under another owner, in line again with its ticket if it has one."""
         new = copy.copy(self)
         Waiter.__init__(new, replace(self.claim, owner=new_owner()))
-        new.aside, new.granted, new.then = False, False, []
+        new.aside, new.called, new.hinted, new.then = False, False, False, []
         if new.number is not None:
             new.place = Ticket(new.claim, new.number, 0)
         new.line = enter(new.store, new)
@@ -100,25 +101,19 @@ class ParkedRequest(Waiter):
         return min(self.late_at, self.leaves_at, self.expires_at)
 
     def offered(self) -> None:
-        """Confirm soon."""
+        """Begin, soon."""
         self.parking.offered(self)
-
-    def offered_here(self) -> None:
-        """Confirm now."""
-        self.parking.offered(self, here=True)
 
     def refused(self) -> None:
         """Ask anew, as another owner: this one was barred."""
         self.parking.wake(self)
 
-    def claim_now(self) -> Claim:
-        """Return the claim as it is to be made now: if the message may have a copy, with the completion record."""
+    def look_for_completion(self) -> None:
+        """Claim no place for a message whose copy has done its work, if it may have one."""
         claim, request = self.claim, self.request
-        record = {**claim.record, "since": time.time(), "pid": os.getpid()}
-        completion = claim.completion
-        if completion is None and (request.delivery_info.get("redelivered") or Visibility.exposed(request)):
+        if claim.completion is None and (request.delivery_info.get("redelivered") or Visibility.exposed(request)):
             completion = completion_of(request.task, claim.key, label_of(request.request_dict))
-        return replace(claim, record=record, completion=completion)
+            self.claim = replace(claim, completion=completion)
 
     def fail(self, error: Exception) -> None:
         """Fail the request, which is in no executor, with all that Celery does when its executor fails it."""

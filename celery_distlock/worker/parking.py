@@ -6,21 +6,28 @@ Authority
 
 A parked task, and the thread in which it happens::
 
-    consumer's thread              the line's thread                       listener's
-    park ─────────────────────────▶ enqueue ─ Lease ───────────────┐
-                                       │ Ticket                    │
-                                       ▼                           │
-                                    in line, polled in one batch   │
-                                       │ ◀─ an offer ──────────────┼────── hint
-                                       ├─ a slot is free: confirm ─┤
-                                       │                           ▼
-                                       │                  handed over (lease)
-    run: cell GRANTED, to the pool ◀───┼───────────────────────────┘
-                                       └─ no slot: the place is declined, and with it those of all others of this key
-    climb: the first one joins the  ◀──┘   that are parked here; they are aside, and keep their tickets
-    pool's own line, and asks again
-    when it has got there; after that
+    consumer's thread                 the line's thread                              listener's
+    park ────────────────────────────▶ enqueue ─ Lease ───┐
+                                          │ Ticket        │
+                                          ▼               │
+                                       in line, polled    │
+                                       in one batch       │
+                                          │ an offer      ▼                             hint
+                                          └─────▶ is a slot free? ◀───────────────────────┘
+                                                    │     │ no
+    to the pool, cell ASKING ◀─── yes: called up ───┘     ▼
+      │                                                the place is declined, and with it those of all others of this
+      ▼                                                key that are parked here; they are aside, and keep their tickets
+    the executor asks, as ever:                           │
+    that confirms the offer                               │
+                                                          │
+    climb: the first one joins the pool's own line, ◀─────┘
+    and asks again when it has got there; after that
     the others stand in line again
+
+The executor turns the offer into a lease: this process would do it no sooner, while others wait for the interpreter.
+Should it come too late, since an offer ends by itself, it is refused, and parked again with its ticket. Should it never
+ask, the place is given back when its request ends.
 
 So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
 up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
@@ -28,17 +35,15 @@ up to the line's thread alone: the consumer may be busy for as long as a task of
 Of each key only the first few stand in the store's line; the others of this worker stand behind them, and keep the
 numbers that they have drawn (:mod:`.row`).
 
-An offer that the listener hears of is confirmed right there, if its thread may be used for that: to wake the line's
-thread first can take as long as the question to the store.
-
 An owner that has left the line does not come back: a question under its name may be under way, or the release of what
-it was granted. Who is back in line has a new one.
+it was granted. Who is back in line has a new one. One who was called up has not left; nothing is asked under its name
+any more by then (:meth:`Line.take <celery_distlock.line.Line.take>`).
 
 What each failure does
     * A hint is lost: the next poll brings the offer.
     * The store does not answer: everybody stays parked, and is in line again, with its ticket, when it does.
     * The connection to the broker is lost: the broker delivers what was parked again; all places are given up.
-    * The consumer is busy (solo pool, a blocked event loop): what was handed over and not taken is declined.
+    * The consumer is busy (solo pool, a blocked event loop): a call it does not hear is taken back, the place declined.
     * Revoked or expired: at once, in the main process. ``lock_timeout``: :class:`LockTimeout`, also at once.
     * ``distlock_max_park``: the task asks once more, and is published again with its ticket.
     * This process dies: its places expire within the claim ttl.
@@ -46,11 +51,11 @@ What each failure does
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -58,7 +63,8 @@ from typing import TYPE_CHECKING, Any
 from celery.worker import state
 
 from celery_distlock.errors import LockTimeout, StoreUnavailable, describe
-from celery_distlock.lease import Lease, Ticket
+from celery_distlock.lease import Claim, Lease, Ticket
+from celery_distlock.line import Line
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_parked, lock_woken
 from celery_distlock.task.parked import Wish
@@ -76,8 +82,8 @@ __all__ = ["Parking"]
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which the consumer may leave a lease that was handed over to it.
-_HANDING_PATIENCE = 0.1
+#: Seconds for which the consumer may leave a call unheard.
+_CALLING_PATIENCE = 0.1
 #: Seconds for which those who are aside wait until one who has got a slot has asked, and between two looks.
 _ASKING_PATIENCE, _ASKING_PAUSE = 1.0, 0.005
 #: Seconds between two tries to reach a store that does not answer.
@@ -99,11 +105,12 @@ class Parking:
         self._shelf = warden.shelf
         # By owner.
         self._parked: dict[str, ParkedRequest] = {}
-        self._handed: dict[str, Lease] = {}
-        self._offers: deque[ParkedRequest] = deque()
-        #: Held by who asks for a lease that is to be handed over, and by who sends those aside that have none: offers
-        #: are heard of in two threads.
-        self._granting = threading.Lock()
+        #: Those whose turn has come, and since when the consumer could know (monotonic): each has been promised a slot.
+        self._called: dict[str, tuple[float, ParkedRequest]] = {}
+        #: Held by who calls somebody up, and by who sends the others aside: offers are heard of in two threads.
+        self._calling = threading.Lock()
+        #: Whether the line's thread will look for those whom the consumer does not hear.
+        self._listens_for_unheard = False
         # Requests that stand in the pool's own line for others of the same key, which are aside meanwhile.
         self._climbers: dict[int, _Group] = {}
         self._rows: dict[_Group, Row[ParkedRequest]] = {}
@@ -172,12 +179,12 @@ class Parking:
         """Give up all places: the broker delivers what is parked again, somewhere. Return who is leaving."""
         leaving = self._all()
         self._parked.clear()
+        self._called.clear()
         self._climbers.clear()
         self._rows.clear()
         for parked in leaving:
             if not parked.aside:
                 parked.line.leave(parked)
-            self._give_back(parked)
             if state.requests.get(parked.request.id) is parked.request:
                 del state.requests[parked.request.id]
         # Some versions of the worker forget their timers with the connection.
@@ -221,20 +228,13 @@ class Parking:
         lock_parked.send(sender=request.task, task_id=request.id, key=wish.claim.key, reason="wait")
         request.send_event("task-parked", key=wish.claim.key)
         row = self._rows.setdefault(parked.group, Row())
-        if parked.number is None and row.is_full:
-            parked.aside = True
-            row.drawing += 1
-            parked.line.call(partial(self._draw, parked, row))
-        elif row.declined:
+        if row.admits(parked.number):
+            row[parked.owner] = parked
+            parked.line.call(partial(self._enqueue, parked))
+        else:
             parked.line.forget(parked)
             row.put_behind(parked)
-        else:
-            self._stand(parked, row)
         self._watch_by(parked.ends_at)
-
-    def _stand(self, parked: ParkedRequest, row: Row[ParkedRequest]) -> None:
-        row[parked.owner] = parked
-        parked.line.call(partial(self._enqueue, parked))
 
     def _watch_by(self, when: float) -> None:
         if when < self._watch_at:
@@ -265,7 +265,7 @@ class Parking:
             self._warden.never_starts(request)
         elif now >= parked.leaves_at:
             log.info("Task %s[%s] has been parked for as long as it may", request.name, request.id)
-            self._leave(parked, partial(self._run, parked, None, room=False))
+            self._leave(parked, partial(self._run, parked, room=False))
 
     def _look_for_revoked(self) -> None:
         for parked in self._all():
@@ -275,12 +275,12 @@ class Parking:
     def _leave(self, parked: ParkedRequest, then: Callable[[], None] | None = None) -> None:
         """Take a request off the shelf, and give up its place; after that, go on with ``then``."""
         self._parked.pop(parked.owner, None)
+        self._called.pop(parked.owner, None)
         self._shelf.take(parked.request)
         if then is not None:
             # Whoever asks again has another owner, and would stand behind its own former place.
             parked.then.append(then)
         parked.line.leave(parked)
-        self._give_back(parked)
         self._gone(parked)
 
     def _gone(self, parked: ParkedRequest, *, took: bool = False) -> None:
@@ -317,42 +317,29 @@ class Parking:
         """Return whether the broker has the message back."""
         return self._closed or bool(request.generation != self._warden.generation)
 
-    def _run(self, parked: ParkedRequest, lease: Lease | None, *, room: bool = True) -> None:
+    def _run(self, parked: ParkedRequest, called: Claim | None = None, *, room: bool = True) -> None:
         request = parked.request
         if self._is_over(request):
             return
-        request.waited = Waited(parked.number, lease, room)
+        request.waited = Waited(parked.number, called, room)
         lock_woken.send(sender=request.task, task_id=request.id, key=parked.claim.key)
         request.send_event("task-woken", key=parked.claim.key)
         self._shelf.run(request)
 
-    def _resume(self, parked: ParkedRequest) -> None:
-        """Begin with what was handed over, if that is still so."""
-        owner = parked.claim.owner
-        if owner not in self._parked:
-            # Revoked, or the connection it came on is gone.
-            self._give_back(parked)
-        elif free_slots(self._worker) < 1:
-            if self._give_back(parked):
-                parked.line.call(partial(self._decline, parked.group))
-        else:
-            lease = self._handed.pop(owner, None)
-            if lease is not None:
-                del self._parked[owner]
-                self._shelf.take(parked.request)
-                self._run(parked, lease)
-                self._gone(parked, took=True)
-
-    def _give_back(self, parked: ParkedRequest) -> bool:
-        """Give back what was handed over; False if nothing was, or not any more."""
-        lease = self._handed.pop(parked.claim.owner, None)
-        if lease is not None:
-            self._warden.keeper.give_back(parked.store, lease)
-        return lease is not None
+    def _answer(self, parked: ParkedRequest) -> None:
+        """Begin with one that was called up, unless it is revoked by now, or we are too late, or its broker is gone."""
+        if self._called.pop(parked.owner, None) is None or parked.owner not in self._parked:
+            return
+        if self._free_slots() < 1:
+            parked.line.call(partial(self._decline, parked.group))
+            return
+        del self._parked[parked.owner]
+        self._run(parked, parked.claim)
+        self._gone(parked, took=True)
 
     def _wake(self, parked: ParkedRequest) -> None:
-        if parked.claim.owner in self._parked:
-            self._leave(parked, partial(self._run, parked, None))
+        if parked.owner in self._parked:
+            self._leave(parked, partial(self._run, parked))
 
     def _climb(self, group: _Group) -> None:
         """Send the first of those who are aside to stand in line for a slot."""
@@ -366,7 +353,7 @@ class Parking:
             self._back_in_line(group)
         else:
             self._climbers[id(first.request)] = group
-            self._leave(first, partial(self._run, first, None))
+            self._leave(first, partial(self._run, first))
 
     def _back_in_line(self, group: _Group) -> None:
         row = self._rows.get(group)
@@ -374,36 +361,28 @@ class Parking:
             row.declined = False
             self._fill(group, row)
 
-    def _drawn(self, parked: ParkedRequest, row: Row[ParkedRequest]) -> None:
-        """Have one that has got its number stand behind the others; in line, where there are no numbers to be had."""
-        row.drawing -= 1
-        if parked.owner in self._parked:
-            if parked.number is None and not row.keeps_behind:
-                parked.aside = False
-                self._stand(parked, row)
-            else:
-                parked.line.forget(parked)
-                row.put_behind(parked)
-        self._fill(parked.group, row)
-
     # -- the line's thread, and the listener's ------------------------------------------------------------------------
 
-    def offered(self, parked: ParkedRequest, *, here: bool = False) -> None:
-        """Confirm an offer: soon, from any thread, or ``here`` in this one."""
-        self._offers.append(parked)
-        if here:
-            self._take_offers()
+    def offered(self, parked: ParkedRequest) -> None:
+        """Begin with one that has been offered its place, or may have been; soon, from any thread."""
+        # In this order: whoever is just asking the store for the place sees that there was a hint, if we see him.
+        parked.hinted = True
+        if parked.asking:
+            return
+        if parked.line.queue.guesses:
+            parked.line.call(partial(self._make_sure, parked))
         else:
-            parked.line.call(self._take_offers)
+            self._call_up(parked)
 
     def wake(self, parked: ParkedRequest) -> None:
         """Have the executor ask."""
         self._loop.call(lambda: self._wake(parked))
 
     def _enqueue(self, parked: ParkedRequest) -> None:
-        if parked.claim.owner not in self._parked or parked.aside:
+        if parked.owner not in self._parked or parked.aside:
             return
-        parked.claim = parked.claim_now()
+        parked.look_for_completion()
+        parked.hinted = False
         try:
             answer = parked.line.enqueue(parked, parked.number)
         except StoreUnavailable as error:
@@ -412,93 +391,74 @@ class Parking:
             return
         if isinstance(answer, Ticket):
             parked.number = answer.number
+            if parked.hinted:
+                self._call_up(parked)
         elif isinstance(answer, Lease):
-            with self._granting:
-                self._hand_over([(parked, answer)])
+            # Its executor gets the same one by asking.
+            self._call_up(parked)
         else:
             # The executor says why not: it is Completed, or its owner was barred.
             parked.asking = False
             self.wake(parked)
 
-    def _draw(self, parked: ParkedRequest, row: Row[ParkedRequest]) -> None:
-        """Get a number, which is worth a place in the line."""
-        if parked.owner in self._parked:
-            try:
-                parked.number = parked.line.queue.draw(parked.claim.key)
-            except StoreUnavailable as error:
-                log.debug("Task %s[%s] has no number yet: %s", parked.request.name, parked.request.id, error)
-                parked.line.call_after(_RETRY_PAUSE, partial(self._draw, parked, row))
-                return
-        self._loop.call(partial(self._drawn, parked, row))
-
-    def _take_offers(self) -> None:
-        with self._granting:
-            declined = self._confirm_offers()
-        for parked in declined:
-            parked.line.call(partial(self._decline_offer, parked))
-
-    def _confirm_offers(self) -> list[ParkedRequest]:
-        """Confirm as many offers as there are slots; return the others, one for each key."""
-        offers: dict[str, ParkedRequest] = {}
-        while self._offers:
-            parked = self._offers.popleft()
-            owner = parked.claim.owner
-            if owner in self._parked and not parked.granted and not parked.aside:
-                offers[owner] = parked
-        if not offers:
-            return []
-        free = free_slots(self._worker) - len(self._handed)
-        offered = list(offers.values())
-        taken, declined = offered[: max(0, free)], offered[max(0, free) :]
-        for store in {parked.store for parked in taken}:
-            batch = [parked for parked in taken if parked.store is store]
-            for parked in batch:
-                parked.claim = parked.claim_now()
-            answers = batch[0].line.confirm(batch)
-            granted = []
-            for parked, answer in zip(batch, answers, strict=True):
-                if isinstance(answer, Lease):
-                    granted.append((parked, answer))
-                elif answer is not None:
-                    parked.asking = False
-                    self.wake(parked)
-            self._hand_over(granted)
-        return list({parked.group: parked for parked in declined}.values())
-
-    def _decline_offer(self, parked: ParkedRequest) -> None:
-        """Decline an offer for which there is no slot, if it is one."""
-        try:
+    def _make_sure(self, parked: ParkedRequest) -> None:
+        """Call one up whom a hint says to have been offered its place, if that is so."""
+        # Without an answer, the next poll tells.
+        with contextlib.suppress(StoreUnavailable):
             if parked.line.is_offered(parked):
-                self._decline(parked.group)
-        except StoreUnavailable:
-            self._decline(parked.group)
+                self._call_up(parked)
+
+    def _free_slots(self) -> int:
+        """Return how many requests could begin at once, or as soon as the pool has heard what its executors know."""
+        return free_slots(self._worker, self._warden.ending)
+
+    def _call_up(self, parked: ParkedRequest) -> None:
+        with self._calling:
+            if parked.owner not in self._parked or parked.aside or parked.called:
+                return
+            has_slot = self._free_slots() > len(self._called)
+            if has_slot and parked.line.take(parked):
+                parked.called = True
+                self._called[parked.owner] = time.monotonic(), parked
+        if not has_slot:
+            parked.line.call(partial(self._decline, parked.group))
+        elif not parked.called:
+            # A poll is under way, in that thread.
+            parked.line.call(partial(self._call_up, parked))
+        else:
+            self._loop.call_first(partial(self._answer, parked))
+            self._listen_for_unheard(parked.line)
+
+    def _listen_for_unheard(self, line: Line) -> None:
+        with self._calling:
+            if not self._called or self._listens_for_unheard:
+                return
+            self._listens_for_unheard = True
+        line.call_after(_CALLING_PATIENCE, partial(self._look_for_unheard, line))
+
+    def _look_for_unheard(self, line: Line) -> None:
+        """Decline the places of those whom the consumer leaves waiting."""
+        too_early = time.monotonic() - _CALLING_PATIENCE
+        with self._calling:
+            self._listens_for_unheard = False
+            for owner, (since, parked) in list(self._called.items()):
+                if since > too_early:
+                    self._listens_for_unheard = True
+                    line.call_after(since - too_early, partial(self._look_for_unheard, line))
+                    break
+                if self._called.pop(owner, None) is not None:
+                    log.debug("lock %r: the consumer is busy; its turn is given to the next one", parked.claim.key)
+                    parked.line.call(partial(self._decline, parked.group))
 
     def _decline(self, group: _Group) -> None:
         """Have all of this key leave the line until one of them has got a slot."""
         row = self._rows.get(group)
         if row is None:
             return
-        with self._granting:
+        with self._calling:
             row.decline()
             for parked in list(row.values()):
-                if parked.owner not in self._handed:
+                if parked.owner not in self._called:
                     row.put_behind(parked)
                     parked.line.leave(parked)
         self._loop.call(partial(self._climb, group))
-
-    def _hand_over(self, granted: list[tuple[ParkedRequest, Lease]]) -> None:
-        for parked, lease in granted:
-            if parked.granted:
-                # The answer to another question is the same lease.
-                continue
-            parked.granted = True
-            parked.asking = False
-            parked.line.forget(parked)
-            self._handed[parked.claim.owner] = lease
-            self._loop.call(partial(self._resume, parked))
-            parked.line.call_after(_HANDING_PATIENCE, partial(self._take_back, parked))
-
-    def _take_back(self, parked: ParkedRequest) -> None:
-        if self._give_back(parked):
-            log.debug("lock %r: the consumer is busy; its turn is given to the next one", parked.claim.key)
-            self._decline(parked.group)

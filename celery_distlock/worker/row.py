@@ -1,9 +1,9 @@
 """Those of one key who are parked in this worker: the first of them stand in the store's line, the others behind.
 
 Whoever stands in the store's line has to be polled, and has to leave it and come back whenever this worker declines a
-place; so only a few of a key do. The others have drawn their numbers from the store, and take their places there, in
-the order of these, when those before them have gone. Places are refilled in batches, early enough that a worker that
-is slow to do so is not overtaken by another one's waiters.
+place; so only a few of a key do. All have a number, which the store gave them when it refused them the key; the others
+take their places there, in the order of these, when those before them have gone. Places are refilled in batches, early
+enough that a worker that is slow to do so is not overtaken by another one's waiters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 __all__ = ["FEWEST", "MOST", "Row"]
 
-#: How many of a key stand in the store's line at most, but for those who come with a number of their own.
+#: How many of a key stand in the store's line at most, but for those whose numbers are lower than theirs.
 MOST = 32
 #: As many where places keep being declined: a worker without slots needs few, and each has to leave and come back.
 FEWEST = 2
@@ -42,23 +42,22 @@ class Row(dict[str, _T]):
         #: How many are to stand in the store's line.
         self.size = MOST
         self._behind: list[tuple[float, int, _T]] = []
-        #: How many are about to get a number.
-        self.drawing = 0
 
-    @property
-    def is_full(self) -> bool:
-        """Whether somebody new has to stand behind."""
-        return self.declined or bool(self._behind) or self.drawing > 0 or len(self) >= self.size
-
-    @property
-    def keeps_behind(self) -> bool:
-        """Whether nobody may take a place now without overtaking others."""
-        return self.declined or bool(self._behind)
+    def admits(self, number: int | None) -> bool:
+        """Return whether somebody new takes a place in the store's line at once, and not behind the others."""
+        if self.declined:
+            return False
+        if number is None:
+            # This store gives out places, but no numbers with which to come later.
+            return not self._behind
+        if not self._behind and len(self) < self.size:
+            return True
+        return any(member.number is not None and number < member.number for member in list(self.values()))
 
     @property
     def is_over(self) -> bool:
         """Whether nobody is left."""
-        return not (self or self._behind or self.drawing or self.declined)
+        return not (self or self._behind or self.declined)
 
     def put_behind(self, member: _T) -> None:
         """Have it stand behind, with its number if it has one."""

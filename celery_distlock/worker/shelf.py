@@ -47,13 +47,34 @@ class Shelf:
         """Take back what :meth:`put` did."""
         if request.counted:
             request.counted = False
-            self._consumer.qos.decrement_eventually()
-            self._update()
+            self._lower()
 
     def run(self, request: Any) -> None:
-        """Hand the request to the pool, behind whatever waits for a slot there."""
+        """Take the request off the shelf, and hand it to the pool, behind whatever waits for a slot there."""
+        # The broker can wait, until after the hand-over; by then the request may be here again.
+        counted, request.counted = request.counted, False
         state.task_reserved(request)
         self._consumer.on_task_request(request)
+        self._write_jobs()
+        if counted:
+            self._lower()
+
+    def _lower(self) -> None:
+        self._consumer.qos.decrement_eventually()
+        self._update()
+
+    def _write_jobs(self) -> None:
+        """Have a prefork pool send its processes what it has for them.
+
+        It would do so when the event loop has polled again, and has seen to whatever that has brought, above all to the
+        task that has just released the lock. Where Celery's inner parts are others, it still does.
+        """
+        write = getattr(self._consumer.hub, "consolidate_callback", None)
+        inqueues = getattr(getattr(self._consumer.pool, "_pool", None), "_all_inqueues", None)
+        if write is not None and inqueues:
+            # Of a process that has died the pool hears in another way, and it knows what it has sent there.
+            with contextlib.suppress(OSError):
+                write(list(inqueues))
 
     def _update(self) -> None:
         # The event loop would apply it after its next poll, and parks would come a second apart. Where there is none, a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery.worker import state
@@ -9,10 +10,14 @@ from celery.worker import state
 __all__ = ["free_slots"]
 
 
-def free_slots(worker: Any) -> int:
+def free_slots(worker: Any, ending: Callable[[], int]) -> int:
     """Return how many requests would find an executor waiting for them, were they handed to the pool now.
 
     From any thread, so it may have changed by the time it is used.
+
+    Arguments:
+        worker: the worker.
+        ending: tells how many of the pool's requests are over but for the news of it.
     """
     if _is_ending():
         # A cold shutdown ends the pool before anything else.
@@ -23,6 +28,9 @@ def free_slots(worker: Any) -> int:
     if semaphore is not None and getattr(worker.pool, "uses_semaphore", False):
         # A child that was told to end, but has not, still has its slot.
         free = min(free, semaphore.value)
+    if free < 1:
+        # Who released the lock comes before them: an offer can be heard of sooner than its predecessor's end.
+        free += ending()
     return max(0, free)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from celery import bootsteps, signals
 
 from celery_distlock.errors import LockConfigError, StoreUnavailable
+from celery_distlock.line import hear_in
 from celery_distlock.stores.of_app import close_stores, store_of
 from celery_distlock.task import event_loop
 from celery_distlock.task.message import tokens_of
@@ -70,6 +71,9 @@ class WardenStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has n
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Called at every connection to the broker."""
         self.warden.loop.register(hub)
+        if getattr(worker.pool, "uses_semaphore", False):
+            # Prefork: no task runs in this thread, so it hears at once.
+            hear_in(self.warden.loop)
 
 
 class ConnectionStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type hints

@@ -14,7 +14,7 @@ from celery_distlock import cells
 from celery_distlock.errors import LockLost
 from celery_distlock.held import SILENT, TAKEN, TOO_LONG, granted_at
 from celery_distlock.keepalive import RENEWALS_PER_TTL, Kept
-from celery_distlock.lease import Lease, Renewal
+from celery_distlock.lease import Claim, Lease, Renewal
 from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_lost, lock_unsure
 from celery_distlock.stores.base import LockStore
@@ -41,8 +41,8 @@ class Supervised(Kept):
     ended = False
     #: Whether the run ended in a way that left a completion record; known once it has ended.
     complete = False
-    #: The lease with which it was handed to the pool, if it had waited for one.
-    handed: Lease | None = None
+    #: What it was given to the pool to ask for, since its turn has come and a place is kept for it.
+    called: Claim | None = None
     #: Monotonic time of the grant, once it was seen.
     granted_at: float | None = None
     #: Of a unique message.
@@ -70,13 +70,13 @@ class Supervised(Kept):
         #: When it was given to the pool (wall clock), for people.
         self.admitted_at = time.time()
         self._waited = waited
-        if waited is not None and waited.lease is not None:
-            self._hand_over(waited.lease)
+        if waited is not None and waited.called is not None:
+            self._expect(waited.called)
 
-    def _hand_over(self, lease: Lease) -> None:
-        self.handed = lease
-        if self.cell is not None and not self.cell.hand_over(lease):
-            # The executor gets it by asking, which costs it a round trip.
+    def _expect(self, called: Claim) -> None:
+        self.called = called
+        if self.cell is not None and not self.cell.expect(called):
+            # Nor would it be of any use to the executor.
             self.warden.arena.give(self.cell)
             self.cell = None
 
@@ -100,13 +100,15 @@ class Supervised(Kept):
     def token(self) -> list[Any]:
         """Return what travels to the executor: the owner, and where its cell is.
 
-        For those that can be parked also whether they may be now, and the number of their ticket.
+        For those that can be parked also whether they may be now, the number of their ticket, and whether a place is
+        kept for this owner.
         """
         token = [self.owner, self.warden.arena.id, None if self.cell is None else self.cell.index]
         if may_wait(self.options):
             waited = self._waited
             token.append((waited is None or waited.room) and self.warden.parking.has_room(self.options))
             token.append(None if waited is None else waited.number)
+            token.append(self.called is not None)
         return token
 
     def lease(self) -> Lease | None:

@@ -36,7 +36,8 @@ from celery.worker import state
 
 from celery_distlock import cells
 from celery_distlock.keepalive import Keeper
-from celery_distlock.lease import Completion, Lease, new_owner
+from celery_distlock.lease import Claim, Completion, Lease, new_owner
+from celery_distlock.line import hear_in
 from celery_distlock.task import event_loop
 from celery_distlock.task.message import UNIQUE_HEADER, cancel_later, token_of
 from celery_distlock.task.run import label_of
@@ -55,8 +56,8 @@ __all__ = ["Warden"]
 
 #: Seconds after which a request that was handed to the pool on a connection since lost, and never began, is given up.
 _FORGOTTEN_AFTER = 3600.0
-#: Seconds between two looks at what was handed to the pool on a connection since lost. A task that was handed a lease,
-#: and is not begun at the first look, is given up then: its executor was free.
+#: Seconds between two looks at what was handed to the pool on a connection since lost. A task for which a place is
+#: kept, and which has not begun at the first look, is given up then: its executor was free.
 _LOST_EVERY = 1.0
 #: Seconds to wait for an acknowledgement before the completion record is left to expire.
 _ACK_PATIENCE = 30.0
@@ -142,7 +143,7 @@ class Warden:
         # What is custom in it is a header.
         options = task._lock_options_of(request_dict)
         waited, request.waited = request.waited, None
-        owner = new_owner() if waited is None or waited.lease is None else waited.lease.owner
+        owner = new_owner() if waited is None or waited.called is None else waited.called.owner
         supervised = Supervised(self, request, owner, self.arena.take(owner), label, options, waited)
         request_dict["properties"] = {**(request_dict.get("properties") or {}), "distlock": supervised.token()}
         self._table[owner] = self._by_label[label] = supervised
@@ -155,10 +156,14 @@ class Warden:
     def turned_away(self, request: Any) -> None:
         """Note that a request does not get to the pool, though its turn may have come."""
         waited = request.waited
-        if waited is not None and waited.lease is not None:
-            request.waited = waited._replace(lease=None)
-            self.keeper.give_back(request.task._lock_store, waited.lease)
+        if waited is not None and waited.called is not None:
+            request.waited = waited._replace(called=None)
+            self._give_up_place(request, waited.called)
         self.parking.climbed(request)
+
+    def _give_up_place(self, request: Any, called: Claim) -> None:
+        """Give back the place that is kept for one who will not ask for it, be it an offer or a lease by now."""
+        self.keeper.give_back(request.task._lock_store, Lease.unknown(called.key, called.owner, called.ttl))
 
     def accepted(self, supervised: Supervised, pid: int) -> None:
         """Note that an executor has begun."""
@@ -201,11 +206,11 @@ class Warden:
         self._looks_soon = False
         lost = [each for each in list(self._table.values()) if each.request.generation != self.generation]
         for supervised in lost:
-            handed, cell = supervised.handed, supervised.cell
+            called, cell = supervised.called, supervised.cell
             # Without a cell nobody can tell whether its executor has begun.
-            if handed is not None and cell is not None and not supervised.accepted and cell.take_back():
+            if called is not None and cell is not None and not supervised.accepted and cell.take_back():
                 # Nobody has, and the others must not be kept waiting.
-                self.keeper.give_back(supervised.store, handed)
+                self._give_up_place(supervised.request, called)
                 self.end(supervised)
             else:
                 supervised.on_look()
@@ -225,6 +230,11 @@ class Warden:
         """
         if request.generation != self.generation or self.visibility.exposed(request):
             request.delivery_info["redelivered"] = True
+
+    def ending(self) -> int:
+        """Return how many requests are over, but for the news of it: their executors have given back their locks."""
+        over = (cells.RELEASING, cells.OWED, cells.DONE)
+        return sum(each.cell is not None and each.cell.state in over for each in list(self._table.values()))
 
     def held(self) -> list[dict[str, Any]]:
         """Return the leases that this worker's executors hold, for people."""
@@ -264,9 +274,8 @@ class Warden:
         cell = supervised.cell
         if cell is not None:
             self._settle(supervised, cell)
-        elif supervised.handed is not None and not supervised.accepted:
-            # Nobody has begun with it.
-            self.keeper.give_back(supervised.store, supervised.handed)
+        elif supervised.called is not None and not supervised.accepted:
+            self._give_up_place(supervised.request, supervised.called)
         # Last, when what it held is known: copies that waited for this run go on.
         acknowledged = supervised.request.acknowledged
         self.copies.original_ended(supervised.label, supervised.complete and acknowledged)
@@ -346,6 +355,7 @@ class Warden:
         if self._limit_watch is not None:
             self._limit_watch.stop()
         self.keeper.stop()
+        hear_in(None)
         self.loop.close()
         if Warden.current is self:
             Warden.current = None

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from celery import Celery, chain
@@ -27,7 +28,9 @@ from celery_distlock import (
 )
 from celery_distlock.held import frames
 from celery_distlock.signals import lock_acquired, lock_contended, lock_released, lock_skipped
-from celery_distlock.stores.of_app import forget_store
+from celery_distlock.stores import LockStore, open_store
+from celery_distlock.stores.of_app import forget_store, use_store
+from celery_distlock.task.run import TICKET_HEADER
 from tests.support.ports import free_port
 
 #: Seconds that a thread may take.
@@ -383,6 +386,16 @@ class TestTheStoreCannotBeAsked:
             subject = task(lambda self, key: [self.lock, current_lock()], lock_on_store_error="run")
             assert way(subject, "k") == [None, None]
         assert "runs without its lock 'k'" in caplog.text
+
+
+def test_a_ticket_means_nothing_to_a_store_without_a_line(app: Celery, url: str, task: Callable[..., Any]) -> None:
+    """One that was published by a worker whose locks lived elsewhere, perhaps."""
+    store = open_store(url)
+    # What it can do beside being a store, nobody may see.
+    plain = MagicMock(spec=LockStore, wraps=store, name="plain", prefix=store.prefix)
+    use_store(app, plain)
+    result = task(acks_late=True, lock_on_contention="wait").apply(("a",), headers={TICKET_HEADER: 7})
+    assert result.get() == ("a", True)
 
 
 class TestOneKeyEverywhere:

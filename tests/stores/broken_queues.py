@@ -10,7 +10,7 @@ from typing import Any
 
 from celery_distlock.lease import Claim, Completed, Completion, Contended, Holder, Lease, Offer, Ticket
 from celery_distlock.stores import memory
-from celery_distlock.stores.base import Listener
+from celery_distlock.stores.base import EventLoop, Listener
 from celery_distlock.stores.memory import MemoryStore
 
 Answer = Lease | Contended | Completed
@@ -91,6 +91,17 @@ class ContendsWithItsOwnOffer(MemoryStore):
         self, claim: Claim, *, listener: str = "", ticket: int | None = None
     ) -> Lease | Ticket | Contended | Completed:
         return Contended(claim.key) if self._offered(claim) else super().enqueue(claim, listener=listener)
+
+
+class ContendsWithItsOwnLease(MemoryStore):
+    def acquire(self, claim: Claim) -> Answer:
+        held = claim.owner in [holder["owner"] for holder in self.holders(claim.key)]
+        return Contended(claim.key) if held else super().acquire(claim)
+
+
+class GivesNumbersUnasked(MemoryStore):
+    def acquire(self, claim: Claim) -> Answer:
+        return super().acquire(replace(claim, draws=True))
 
 
 class LetsNewcomersOvertake(MemoryStore):
@@ -293,7 +304,12 @@ class GivesHintsOfReleasesOnly(MemoryStore):
 class TellsEveryListener(MemoryStore):
     callbacks: list[Callable[[str, str], None]] = []  # noqa: RUF012  # shared on purpose
 
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         self.callbacks.append(on_offer)
 
         def tell(key: str, owner: str) -> None:
@@ -304,7 +320,12 @@ class TellsEveryListener(MemoryStore):
 
 
 class HearsOnAfterItIsClosed(MemoryStore):
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         listener = super().listen(on_offer, on_gap)
         listener.close = lambda: None  # type: ignore[method-assign]
         return listener

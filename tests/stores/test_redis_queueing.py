@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 import redis
+from kombu.asynchronous import Hub
 
 from celery_distlock.lease import Claim, Contended, Lease, Offer, Renewal, Ticket
 from celery_distlock.stores.base import Listener
 from celery_distlock.stores.redis import RedisStore
 from celery_distlock.testing.queueing import Hints, listening, offer, ticket
+from celery_distlock.worker.loop import ConsumerThread
 from tests.stores.conftest import Behind, claim, granted
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
@@ -278,12 +282,122 @@ def test_a_server_that_is_out_of_memory_still_hands_keys_on(private_redis: Start
 # Hints.
 
 
+class EventLoop:
+    """A worker's event loop, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.of_worker = ConsumerThread()
+        self.hub = Hub()
+        self._start(lambda: self.of_worker.register(self.hub))
+
+    def _start(self, begin: Callable[[], None]) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, args=(begin,), name="event-loop")
+        self._thread.start()
+
+    def _run(self, begin: Callable[[], None]) -> None:
+        begin()
+        loop = self.hub.create_loop()
+        while not self._stopping:
+            next(loop)
+
+    def do(self, function: Callable[[], object]) -> None:
+        """Call a function in the loop's thread."""
+        done = threading.Event()
+        self.of_worker.call(lambda: (function(), done.set()))
+        assert done.wait(5)
+
+    def restart(self, begin: Callable[[], None]) -> None:
+        """Begin anew, with what is to be done first."""
+        self._end()
+        self._start(begin)
+
+    def _end(self) -> None:
+        self.do(lambda: setattr(self, "_stopping", True))
+        self._thread.join(5)
+
+    def stop(self) -> None:
+        self._end()
+        self.of_worker.close()
+        self.hub.close()
+
+
+@pytest.fixture
+def event_loop() -> Iterator[EventLoop]:
+    loop = EventLoop()
+    yield loop
+    loop.stop()
+
+
+def test_hints_are_heard_in_the_event_loops_thread(store: RedisStore, event_loop: EventLoop) -> None:
+    threads: list[int] = []
+    heard, ready = threading.Event(), threading.Event()
+
+    def on_offer(key: str, owner: str) -> None:
+        threads.append(threading.get_ident())
+        heard.set()
+
+    event_loop.do(lambda: threads.append(threading.get_ident()))
+    with closing(store.listen(on_offer, ready.set, event_loop.of_worker)) as listener:
+        assert ready.wait(5)
+        lease = granted(store)
+        join(store, listener=listener.name)
+        store.release([lease])
+        assert heard.wait(5)
+    assert threads == [threads[0]] * 2
+
+
+def test_a_listener_hears_on_when_the_event_loop_has_forgotten_it(store: RedisStore, event_loop: EventLoop) -> None:
+    hints = Hints()
+    with closing(store.listen(hints.on_offer, hints.on_gap, event_loop.of_worker)) as listener:
+        hints.wait(lambda: hints.gaps == 1, "not ready")
+        lease = granted(store)
+        first = join(store, listener=listener.name)
+
+        def connect_anew() -> None:
+            # As when the broker is lost; the hint comes in between.
+            event_loop.hub.reset()
+            store.release([lease])
+            event_loop.of_worker.register(event_loop.hub)
+
+        event_loop.restart(connect_anew)
+        hints.wait_for("k", first.owner)
+
+
+def test_a_socket_that_has_the_number_of_a_closed_one_stays_in_the_event_loop(event_loop: EventLoop) -> None:
+    ours, other = socket.socketpair()
+    with ours, other:
+        heard, over = threading.Event(), threading.Event()
+        event_loop.of_worker.add_reader(ours.fileno(), lambda: False)
+        event_loop.do(lambda: None)
+        # Its callback has ended it; the number is given to the event loop's own next socket.
+        event_loop.do(lambda: event_loop.hub.add_reader(ours.fileno(), heard.set))
+        event_loop.of_worker.remove_reader(ours.fileno(), over.set)
+        assert over.wait(5)
+        other.send(b"x")
+        assert heard.wait(5)
+
+
+@pytest.fixture(params=["thread", "event loop"])
+def heard_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where hints are heard: in the listener's own thread, or in the event loop of a worker."""
+    if request.param == "event loop":
+        loop = request.getfixturevalue("event_loop")
+        listen = RedisStore.listen
+
+        def in_loop(store: RedisStore, on_offer: Any, on_gap: Any = lambda: None) -> Listener:
+            return listen(store, on_offer, on_gap, loop.of_worker)
+
+        monkeypatch.setattr(RedisStore, "listen", in_loop)
+    return request.param
+
+
 def kill_listeners(client: redis.Redis) -> int:
     return int(client.execute_command("CLIENT", "KILL", "TYPE", "pubsub"))
 
 
 def test_a_listener_whose_connection_is_killed_hears_again_at_once_and_reports_the_gap(
-    private_redis: StartServer, open_redis: OpenRedis
+    private_redis: StartServer, open_redis: OpenRedis, heard_in: str
 ) -> None:
     server = private_redis()
     store = open_redis(server.url)
@@ -298,7 +412,9 @@ def test_a_listener_whose_connection_is_killed_hears_again_at_once_and_reports_t
             store.withdraw([first.claim])
 
 
-def test_a_listener_survives_a_restart_of_the_server(private_redis: StartServer, open_redis: OpenRedis) -> None:
+def test_a_listener_survives_a_restart_of_the_server(
+    private_redis: StartServer, open_redis: OpenRedis, heard_in: str
+) -> None:
     server = private_redis()
     store = open_redis(server.url)
     with listening(store) as (name, hints):
@@ -316,6 +432,7 @@ def test_a_listener_notices_a_peer_that_vanished_without_a_word(
     proxy: Callable[[RedisServer], Proxy],
     open_redis: OpenRedis,
     monkeypatch: pytest.MonkeyPatch,
+    heard_in: str,
 ) -> None:
     monkeypatch.setattr("celery_distlock.stores.redis.listener._QUIET", 0.4)
     between = proxy(private_redis())
@@ -331,7 +448,7 @@ def test_a_listener_notices_a_peer_that_vanished_without_a_word(
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_hints_are_heard_in_both_protocols(redis_url: str, open_redis: OpenRedis, protocol: int) -> None:
+def test_hints_are_heard_in_both_protocols(redis_url: str, open_redis: OpenRedis, protocol: int, heard_in: str) -> None:
     store = open_redis(f"{redis_url}?protocol={protocol}")
     with listening(store) as (name, hints):
         lease = granted(store)
@@ -355,7 +472,7 @@ def test_a_user_who_may_use_no_channels_still_hands_keys_on(private_redis: Start
     store.close()
 
 
-def test_foreign_messages_on_the_channel_are_ignored(store: RedisStore, behind: Behind) -> None:
+def test_foreign_messages_on_the_channel_are_ignored(store: RedisStore, behind: Behind, heard_in: str) -> None:
     with listening(store) as (name, hints):
         lease = granted(store)
         first = join(store, listener=name)
@@ -366,7 +483,9 @@ def test_foreign_messages_on_the_channel_are_ignored(store: RedisStore, behind: 
         assert hints.heard == [("k", first.owner)]
 
 
-def test_a_callback_that_fails_does_not_end_the_listener(store: RedisStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callback_that_fails_does_not_end_the_listener(
+    store: RedisStore, caplog: pytest.LogCaptureFixture, heard_in: str
+) -> None:
     heard = threading.Event()
     owners: list[str] = []
 
@@ -391,7 +510,7 @@ def test_a_callback_that_fails_does_not_end_the_listener(store: RedisStore, capl
 
 
 def test_closing_a_listener_ends_its_thread_and_its_connection(
-    private_redis: StartServer, open_redis: OpenRedis
+    private_redis: StartServer, open_redis: OpenRedis, heard_in: str
 ) -> None:
     server = private_redis()
     store = open_redis(server.url)
@@ -430,7 +549,7 @@ def test_a_listener_that_cannot_connect_can_be_closed(open_redis: OpenRedis, pri
 
 
 def test_a_forked_child_s_copy_is_closed_and_the_parent_hears_on(
-    private_redis: StartServer, open_redis: OpenRedis
+    private_redis: StartServer, open_redis: OpenRedis, heard_in: str
 ) -> None:
     server = private_redis()
     store = open_redis(server.url)

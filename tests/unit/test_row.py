@@ -42,16 +42,28 @@ def test_who_is_put_behind_has_left_the_line(row: Row[Member]) -> None:
     assert not row.is_over
 
 
-def test_nobody_new_passes_those_who_stand_behind_or_are_about_to(row: Row[Member]) -> None:
-    assert not row.is_full
-    row.drawing += 1
-    assert row.is_full
-    row.drawing -= 1
+def test_nobody_new_passes_those_who_stand_behind(row: Row[Member]) -> None:
+    assert row.admits(1)
     row.put_behind(Member("a", 1))
-    assert row.is_full
+    assert not row.admits(2)
     row.first()
+    assert row.admits(2)
     stand(row, MOST)
-    assert row.is_full
+    assert not row.admits(MOST)
+
+
+def test_who_stood_before_those_in_line_stands_there_again(row: Row[Member]) -> None:
+    stand(row, MOST)
+    row.put_behind(Member("a", 2 * MOST))
+    assert row.admits(MOST - 2)
+    assert not row.admits(MOST + 1)
+
+
+def test_who_has_no_number_takes_its_place_at_once(row: Row[Member]) -> None:
+    stand(row, MOST)
+    assert row.admits(None)
+    row.decline()
+    assert not row.admits(None)
 
 
 def test_places_are_refilled_when_half_of_them_have_gone(row: Row[Member]) -> None:
@@ -66,7 +78,7 @@ def test_places_are_refilled_when_half_of_them_have_gone(row: Row[Member]) -> No
 def test_while_a_place_is_declined_nobody_takes_one(row: Row[Member]) -> None:
     row.decline()
     assert row.missing() == 0
-    assert row.is_full
+    assert not row.admits(0)
 
 
 def test_who_keeps_declining_has_few_in_line_and_who_takes_has_more_again(row: Row[Member]) -> None:

@@ -77,7 +77,7 @@ def all_is_well(
     for run in runs:
         at_once = [other for other in runs if other.key == run.key and other.start <= run.start < other.end]
         assert len(at_once) <= limit, at_once
-    idle = [{"cells": 0, "parked": 0, "handed": 0, "climbers": 0}] * len(workers)
+    idle = [{"cells": 0, "parked": 0, "called": 0, "climbers": 0}] * len(workers)
     eventually(lambda: places(tasks, workers) == idle, PATIENCE, f"idle workers: {places(tasks, workers)}")
     # Tombstones and completion records stay for their time.
     assert_nothing_left(databases.locks, but=[TOMBSTONES, RECORDS], within=4.0)

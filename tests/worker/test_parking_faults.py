@@ -214,7 +214,7 @@ class TestTheBrokerIsLost:
         between.cut()
         all_is_well(tasks, results, journal, databases, nodes)
 
-    def test_what_was_handed_over_and_is_not_begun_is_given_to_the_next(
+    def test_the_place_of_one_that_has_not_begun_is_given_to_the_next(
         self, worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, databases: Databases,
         proxy: StartProxy,
     ) -> None:  # fmt: skip
@@ -385,6 +385,32 @@ class TestAWorkerStops:
         results[2].get(timeout=PATIENCE)
         first.thaw()
         all_is_well(tasks, results, journal, databases, (first, second))
+
+    def test_whose_process_asks_too_late_for_what_it_was_offered(
+        self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker, {"concurrency": 1})
+        tasks = load(APP)
+        results = line_up(tasks, journal, databases, "first")
+        # They stand behind it.
+        results.append(tasks.work.apply_async(("a", 3.0), queue="second"))
+        in_line(journal, results[1:], databases)
+        results.append(tasks.work.apply_async(("a",), queue="second"))
+        in_line(journal, results[1:], databases)
+        (child,) = nodes[0].children()
+        os.kill(child, signal.SIGSTOP)
+        try:
+            journal.record("go", key="a")
+            journal.wait_for("woken", id=results[1].id)
+            end, *_ = journal.wait_for("end", key="a")
+            assert start_of(journal, results[2]) - end["t"] < CLAIM_TTL + 1.0
+        finally:
+            os.kill(child, signal.SIGCONT)
+        # Refused, it is parked again, and stands where it stood.
+        journal.wait_for("parked", 2, id=results[1].id)
+        all_is_well(tasks, results, journal, databases, nodes)
+        runs = [run.id for run in journal.runs("a")]
+        assert runs == [results[number].id for number in (0, 2, 1, 3)]
 
     @pytest.mark.parametrize("pool", ["prefork", pytest.param("threads", marks=pytest.mark.slow)])
     def test_whose_consumer_is_busy_for_long_when_a_turn_comes(

@@ -6,7 +6,7 @@ import math
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from celery.exceptions import TaskRevokedError
 
 from celery_distlock.keepalive import Keeper, keeper
-from celery_distlock.lease import Claim, Completed, Contended, Lease, Ticket, new_owner
+from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, new_owner
 from celery_distlock.options import LockOptions
 from celery_distlock.stores.memory import MemoryStore
 from celery_distlock.task.parked import Wish
@@ -36,6 +36,8 @@ class SlowStore(MemoryStore):
         self.on_its_way = threading.Event()
         self.arrives = threading.Event()
         self.arrives.set()
+        self.polls_wait = False
+        self.polling, self.poll_arrives = threading.Event(), threading.Event()
 
     def enqueue(
         self, claim: Claim, *, listener: str = "", ticket: int | None = None
@@ -45,10 +47,25 @@ class SlowStore(MemoryStore):
         assert self.arrives.wait(10)
         return answer
 
+    def poll(self, places: Sequence[Ticket | Offer], *, listener: str = "") -> list[Ticket | Offer | None]:
+        if not self.polls_wait:
+            return super().poll(places, listener=listener)
+        self.polling.set()
+        assert self.poll_arrives.wait(10)
+        return super().poll(places, listener=listener)
+
     def hold(self) -> Lease:
         answer = self.acquire(Claim("a", new_owner(), 30.0, limit=2))
         assert isinstance(answer, Lease)
         return answer
+
+    def draw(self) -> int:
+        """Return a number, as for one who is refused."""
+        self.acquire(Claim("taken", "somebody", 30.0))
+        answer = self.acquire(Claim("taken", new_owner(), 30.0, draws=True))
+        assert isinstance(answer, Contended)
+        assert answer.number is not None
+        return answer.number
 
     def has(self, owner: str) -> bool:
         return owner in [holder["owner"] for holder in self.holders("a")]
@@ -65,7 +82,7 @@ class Consumer:
         self.ran: list[Any] = []
         self.pool = SimpleNamespace(num_processes=0)
         self.semaphore = None
-        self.call = self.calls.append
+        self.call = self.call_first = self.calls.append
 
     def call_after(self, delay: float, function: Callable[[], None]) -> None:
         """Do it when the test makes the next calls."""
@@ -102,12 +119,14 @@ class Request:
     exposed = False
     exposed_from = math.inf
     waited: Any = None
+    supervised: Any = None
     is_revoked = False
+    acknowledged = False
 
     def __init__(self, store: MemoryStore) -> None:
         self.id = uuid.uuid4().hex
         app = SimpleNamespace(conf={"distlock_url": "memory://"})
-        self.task = Task(_lock_store=store, _get_app=lambda: app, acks_late=True)
+        self.task = Task(_lock_store=store, _lock_options=OPTIONS, _get_app=lambda: app, acks_late=True)
         self.request_dict: dict[str, Any] = {}
         self.delivery_info: dict[str, Any] = {}
         self.message = SimpleNamespace(channel=None, delivery_tag=self.id)
@@ -131,7 +150,7 @@ def store() -> SlowStore:
 @pytest.fixture
 def parking(consumer: Consumer) -> Iterator[Parking]:
     warden: Any = SimpleNamespace(
-        worker=consumer, loop=consumer, shelf=consumer, generation=0, keeper=Keeper("distlock-test")
+        worker=consumer, loop=consumer, shelf=consumer, generation=0, keeper=Keeper("distlock-test"), ending=lambda: 0
     )
     parking = Parking(warden)
     yield parking
@@ -144,7 +163,7 @@ def park(parking: Parking, consumer: Consumer, store: SlowStore) -> Request:
     request = Request(store)
     others = list(consumer.calls)
     consumer.calls.clear()
-    parking.park(request, Wish(Claim("a", new_owner(), 30.0, limit=2), None, 0.0, None), OPTIONS)
+    parking.park(request, Wish(Claim("a", new_owner(), 30.0, limit=2), store.draw(), 0.0, None), OPTIONS)
     consumer.make_calls()
     consumer.calls.extend(others)
     return request
@@ -171,13 +190,13 @@ def test_who_comes_while_others_of_its_key_are_declined_asks_for_nothing_before_
     store.on_its_way.clear()
     newcomer = park(parking, consumer, store)
     eventually(lambda: consumer.make_calls() or first in consumer.ran, 10, "the first in the pool's own line")
-    eventually(lambda: [one["ticket"] is not None for one in parking.listed()] == [True], 10, "a number")
+    assert [one["position"] for one in parking.listed()] == [None]
     assert not store.on_its_way.is_set()
     consumer.pool.num_processes = 9
     parking.climbed(first)
     eventually(lambda: consumer.make_calls() or newcomer in consumer.ran, 10, "the run of the newcomer")
     wait_for_the_keeper()
-    assert store.has(newcomer.waited.lease.owner)
+    assert store.has(newcomer.waited.called.owner)
 
 
 def test_those_who_are_aside_stay_there_until_the_one_who_has_a_slot_has_asked(
@@ -204,34 +223,80 @@ def test_those_who_are_aside_stay_there_until_the_one_who_has_a_slot_has_asked(
     eventually(lambda: consumer.make_calls() or consumer.ran == [first, second], 10, "the run of the second")
 
 
-def test_what_was_handed_over_when_the_worker_shuts_down_is_given_back(
+def test_the_place_of_one_who_is_called_when_the_worker_shuts_down_is_given_back(
     parking: Parking, consumer: Consumer, store: SlowStore
 ) -> None:
     consumer.pool.num_processes = 9
     request = park(parking, consumer, store)
-    eventually(lambda: consumer.calls, 10, "a hand-over")
+    eventually(lambda: consumer.calls, 10, "a call")
     (holder,) = store.holders("a")
     parking.close()
-    # As the warden does, who is the last to stop.
-    parking._warden.keeper.stop()
     assert not store.has(holder["owner"])
     consumer.make_calls()
     assert request not in consumer.ran
 
 
-def test_what_was_handed_over_to_a_task_that_is_revoked_then_is_given_back(
+def test_the_place_of_one_who_is_revoked_when_it_is_called_is_given_back(
     parking: Parking, consumer: Consumer, store: SlowStore
 ) -> None:
     consumer.pool.num_processes = 9
     request = park(parking, consumer, store)
-    eventually(lambda: consumer.calls, 10, "a hand-over")
+    eventually(lambda: consumer.calls, 10, "a call")
     (holder,) = store.holders("a")
     request.is_revoked = True
     parking._look_for_revoked()
-    parking._warden.keeper.stop()
+    wait_for_the_keeper()
     assert not store.has(holder["owner"])
     consumer.make_calls()
     assert consumer.ran == []
+
+
+def test_an_offer_that_is_made_while_a_poll_is_under_way_is_still_there_when_its_executor_asks(
+    parking: Parking, consumer: Consumer, store: SlowStore
+) -> None:
+    consumer.pool.num_processes = 9
+    holders = [store.hold(), store.hold()]
+    request = park(parking, consumer, store)
+    eventually(lambda: parking.listed()[0]["position"] == 0, 10, "a place in line")
+    [parked] = parking._all()
+    behind = store.enqueue(Claim("a", new_owner(), 30.0, limit=2))
+    assert isinstance(behind, Ticket)
+    store.polls_wait = True
+    assert store.polling.wait(10)
+    store.release(holders[:1])
+    consumer.make_calls()
+    store.polls_wait = False
+    store.poll_arrives.set()
+    eventually(lambda: consumer.make_calls() or consumer.ran == [request], 10, "the call")
+    over = threading.Event()
+    parked.line.call(over.set)
+    assert over.wait(10)
+    assert isinstance(store.acquire(request.waited.called), Lease), "the poll has given its place to the next"
+
+
+def test_the_place_of_one_who_is_revoked_on_its_way_to_its_executor_passes_on(
+    consumer: Consumer, store: SlowStore
+) -> None:
+    warden = Warden(consumer)
+    held = store.hold()
+    store.hold()
+    claims = [Claim("a", new_owner(), 30.0, limit=2) for _ in range(2)]
+    places = [store.enqueue(claim) for claim in claims]
+    store.release([held])
+    request = Request(store)
+    request.waited = Waited(7, claims[0], True)
+    request._end = lambda: warden.end(request.supervised)  # type: ignore[attr-defined]
+
+    def execute(self: Any, pool: Any) -> None:
+        raise TaskRevokedError
+
+    try:
+        with pytest.raises(TaskRevokedError):
+            _supervised_execution(execute)(request, None)
+    finally:
+        warden.stop()
+    [_, second] = store.poll([place for place in places if isinstance(place, Ticket)])
+    assert isinstance(second, Offer)
 
 
 def test_a_copy_of_a_running_task_gives_back_what_it_had_waited_for(consumer: Consumer, store: SlowStore) -> None:
@@ -241,7 +306,7 @@ def test_a_copy_of_a_running_task_gives_back_what_it_had_waited_for(consumer: Co
     copy.id = original.id
     copy.request_dict["id"] = copy.id
     copy.delivery_info["redelivered"] = True
-    copy.waited = Waited(7, lease, True)
+    copy.waited = Waited(7, Claim("a", lease.owner, 30.0), True)
     warden._by_label[label_of(copy.request_dict)] = SimpleNamespace(begun=True, request=original)  # type: ignore[assignment]
     try:
         with pytest.raises(TaskRevokedError):

@@ -1,6 +1,8 @@
--- ARGV: owner, linger (ms), ttl (us), limit, record. KEYS[8], if given: the completion record.
--- Returns the fence: granted. 1: completed. {wait (us), now, owner, expiry, record, '1' if it is an offer, ...}:
--- contended; with a wait above 0: ask again after it, a place may be had then.
+-- ARGV: owner, linger (ms), ttl (us), limit, record, '1' if a refusal draws a number. KEYS[8], if given: the completion
+-- record.
+-- Returns the fence: granted. 1: completed. {wait (us), now, the number of a place at the end of the line or '', owner,
+-- expiry, record, '1' if it is an offer, ...}: contended; with a wait above 0: ask again after it, a place may be had
+-- then.
 
 -- include: grant
 if KEYS[8] and redis.call('EXISTS', KEYS[8]) == 1 then
@@ -16,7 +18,13 @@ end
 local NAMED = 10
 
 local function contended(wait)
-  local answer = {wait, digits(now)}
+  local drawn = ''
+  if ARGV[6] == '1' and wait == 0 then
+    -- pcall: a server out of memory gives no numbers; that must not hide the answer.
+    local given, number = pcall(next_number)
+    drawn = given and number or ''
+  end
+  local answer = {wait, digits(now), drawn}
   local listed = redis.call('ZRANGE', holders, 0, NAMED - 1, 'WITHSCORES')
   local owners = {}
   for i = 1, #listed, 2 do

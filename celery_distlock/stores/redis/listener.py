@@ -4,6 +4,15 @@ Authority
     None. A hint says "look now"; whether there is an offer, the store's scripts decide. Hints that are lost, because
     the connection was, cost the time until the next poll.
 
+The thread connects, and sees that the connection lives. It also reads, unless it is given an event loop::
+
+    thread                                      event loop
+    connect ─ subscribe ─ report the gap ─────▶ reads whatever comes
+    waits; asks for a sign of life              │
+      ▲  the connection is lost, or to end      │
+      └──────────────────────────────────◀──────┘
+    has it removed from the loop, and only then closed: by then its number may be another socket's
+
 What each failure does
 
 * Connection lost or refused: connected anew, at once, then after pauses that double up to a second, for ever.
@@ -20,6 +29,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +39,7 @@ from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
 
 from celery_distlock.lease import new_owner
-from celery_distlock.stores.base import Listener
+from celery_distlock.stores.base import EventLoop, Listener
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.scripts import command
 
@@ -50,10 +60,8 @@ class RedisListener(Listener):
         layout: the store's.
         on_offer, on_gap: see :meth:`Queueing.listen`.
         address: the server's, for the log.
+        loop: reads in the thread's stead.
     """
-
-    # Its thread has nothing else to do, and its connection asks no questions.
-    patient = True
 
     def __init__(
         self,
@@ -62,6 +70,7 @@ class RedisListener(Listener):
         on_offer: Callable[[str, str], None],
         on_gap: Callable[[], None],
         address: str,
+        loop: EventLoop | None = None,
     ) -> None:
         self.name = new_owner()
         self._make = make
@@ -69,7 +78,11 @@ class RedisListener(Listener):
         self._on_offer = on_offer
         self._on_gap = on_gap
         self._address = address
+        self._loop = loop
         self._connection: Any = None
+        self._heard_at = 0.0
+        #: Set when the event loop reads no more.
+        self._over = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="distlock-listener", daemon=True)
         _everywhere.add(self)
@@ -83,6 +96,7 @@ class RedisListener(Listener):
     def close(self) -> None:
         """Hear nothing more; the thread ends at once."""
         self._closed.set()
+        self._over.set()
         sock = getattr(self._connection, "_sock", None)
         if sock is not None:
             # This wakes the thread, which closes the connection.
@@ -106,7 +120,10 @@ class RedisListener(Listener):
             try:
                 self._connect()
                 heard = True
-                self._listen()
+                if self._loop is None:
+                    self._listen()
+                else:
+                    self._listen_in(self._loop)
             except (RedisError, OSError) as exc:
                 if not self._closed.is_set():
                     logger.debug("listening at %s: %s", self._address, exc, extra={"store": self._address})
@@ -126,6 +143,7 @@ class RedisListener(Listener):
             connection.socket_connect_timeout = _QUIET
         self._connection = connection
         connection.connect()
+        self._over.clear()
         channel = self._layout.channel(self.name)
         connection.send_packed_command([command(b"SUBSCRIBE", channel)], check_health=False)
         connection.read_response(disable_decoding=True, push_request=True)
@@ -136,8 +154,7 @@ class RedisListener(Listener):
         asked = False
         while not self._closed.is_set():
             try:
-                # As a push, with RESP 3.
-                reply = connection.read_response(disable_decoding=True, disconnect_on_error=False, push_request=True)
+                self._read(connection)
             except TimeoutError:
                 if asked:
                     raise ConnectionError("the server is silent") from None
@@ -145,10 +162,57 @@ class RedisListener(Listener):
                 connection.send_packed_command([command(b"PING")], check_health=False)
                 continue
             asked = False
-            if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
-                hint = self._layout.hint(reply[2])
-                if hint is not None:
-                    self._on_offer(*hint)
+
+    def _listen_in(self, loop: EventLoop) -> None:
+        """Have an event loop read."""
+        connection = self._connection
+        fd = connection._sock.fileno()
+        failures: list[Exception] = []
+        self._heard_at = time.monotonic()
+
+        def read() -> bool:
+            try:
+                while not self._over.is_set() and connection.can_read(timeout=0):
+                    self._heard_at = time.monotonic()
+                    self._read(connection)
+            except Exception as exc:
+                # Our thread says what it makes of it.
+                failures.append(exc)
+                self._over.set()
+            return not self._over.is_set()
+
+        def ask() -> None:
+            # By who reads: while it looks whether there is anything to read, the socket waits for nothing.
+            with contextlib.suppress(RedisError, OSError):
+                connection.send_packed_command([command(b"PING")], check_health=False)
+
+        loop.add_reader(fd, read)
+        try:
+            asked_at = 0.0
+            while not self._closed.is_set():
+                quiet_until = max(self._heard_at, asked_at) + _QUIET
+                if self._over.wait(max(0.0, quiet_until - time.monotonic())):
+                    break
+                if self._heard_at + _QUIET > quiet_until:
+                    continue
+                if self._heard_at < asked_at:
+                    raise ConnectionError("the server is silent")
+                asked_at = time.monotonic()
+                loop.call(ask)
+        finally:
+            gone = threading.Event()
+            loop.remove_reader(fd, gone.set)
+            gone.wait()
+        if failures:
+            raise failures[0]
+
+    def _read(self, connection: Any) -> None:
+        # As a push, with RESP 3.
+        reply = connection.read_response(disable_decoding=True, disconnect_on_error=False, push_request=True)
+        if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
+            hint = self._layout.hint(reply[2])
+            if hint is not None:
+                self._on_offer(*hint)
 
 
 _everywhere: weakref.WeakSet[RedisListener] = weakref.WeakSet()

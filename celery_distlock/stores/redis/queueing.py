@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, deadline_of
-from celery_distlock.stores.base import Listener, Queueing
+from celery_distlock.stores.base import EventLoop, Listener, Queueing
 from celery_distlock.stores.redis import arguments
 from celery_distlock.stores.redis.connection import Answer
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.listener import RedisListener
-from celery_distlock.stores.redis.scripts import CONFIRM, DRAW, ENQUEUE, POLL, WITHDRAW, Script
+from celery_distlock.stores.redis.scripts import CONFIRM, ENQUEUE, POLL, WITHDRAW, Script
 
 __all__ = ["RedisQueueing"]
 
@@ -140,18 +140,14 @@ class RedisQueueing(Queueing):
         ]
         self._run(WITHDRAW, calls)
 
-    def draw(self, key: str) -> int:
-        """Return the number of a place at the end of the line; see :meth:`Queueing.draw`.
-
-        Raises:
-            StoreUnavailable: there was no answer.
-        """
-        answer = self._run(DRAW, [DRAW.call(self._layout.packed(key), (b"", arguments.LINGER))])
-        return int(answer.replies[0])
-
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         """Start to listen, on a connection of its own; see :meth:`Queueing.listen`."""
-        listener = RedisListener(self._make, self._layout, on_offer, on_gap, self.name)
+        listener = RedisListener(self._make, self._layout, on_offer, on_gap, self.name, loop)
         self._listeners.add(listener)
         return listener
 

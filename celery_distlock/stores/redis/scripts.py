@@ -10,7 +10,6 @@ from importlib.resources import files
 __all__ = [
     "ACQUIRE",
     "CONFIRM",
-    "DRAW",
     "ENQUEUE",
     "HOLDERS",
     "PASS_ON",
@@ -106,7 +105,6 @@ POLL = Script("poll")
 PASS_ON = Script("pass_on")
 CONFIRM = Script("confirm")
 WITHDRAW = Script("withdraw")
-DRAW = Script("draw")
 HOLDERS = Script("holders")
 UNIQUE_RESERVE = Script("unique_reserve")
 UNIQUE_BEGIN = Script("unique_begin")

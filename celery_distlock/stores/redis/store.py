@@ -137,7 +137,10 @@ class RedisStore(RedisQueueing, RedisUniqueness, PassingOn, LockStore):
             StoreUnavailable: there was no answer.
         """
         done = claim.completion
-        call = ACQUIRE.call(self._layout.packed(claim.key), arguments.of_claim(claim), self._layout.completion_of(done))
+        told = arguments.of_claim(claim)
+        if claim.draws:
+            told = (*told, b"1")
+        call = ACQUIRE.call(self._layout.packed(claim.key), told, self._layout.completion_of(done))
         end = time.monotonic() + self._timeout
         answer = self._run(ACQUIRE, [call])
         asked = 1
@@ -154,7 +157,8 @@ class RedisStore(RedisQueueing, RedisUniqueness, PassingOn, LockStore):
             deadline = deadline_of(answer.sent, claim.ttl)
             return Lease(claim.key, claim.owner, int(reply), claim.ttl, deadline, claim.limit)
         if isinstance(reply, list):
-            return Contended(claim.key, tuple(_holders(claim.key, int(reply[1]), reply[2:])))
+            drawn = int(reply[2]) if reply[2] else None
+            return Contended(claim.key, tuple(_holders(claim.key, int(reply[1]), reply[3:])), drawn)
         assert done is not None
         return Completed(claim.key, done.run)
 

@@ -31,7 +31,7 @@ from kazoo.protocol.states import EventType
 from kazoo.retry import ForceRetryError
 
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, deadline_of
-from celery_distlock.stores.base import Listener, Queueing
+from celery_distlock.stores.base import EventLoop, Listener, Queueing
 from celery_distlock.stores.zookeeper import requests
 from celery_distlock.stores.zookeeper.contenders import Contenders, Entered
 from celery_distlock.stores.zookeeper.layout import Contender, Layout, Line
@@ -281,7 +281,12 @@ class ZooKeeperQueueing(Queueing):
                     leaving.append((key, node.path))
         ours.leave(leaving, end)
 
-    def listen(self, on_offer: Callable[[str, str], None], on_gap: Callable[[], None] = lambda: None) -> Listener:
+    def listen(
+        self,
+        on_offer: Callable[[str, str], None],
+        on_gap: Callable[[], None] = lambda: None,
+        loop: EventLoop | None = None,
+    ) -> Listener:
         """Start to listen; see :meth:`Queueing.listen`."""
         listener = ZooKeeperListener(self._ours.session, on_offer, on_gap)
         self._ours.session.begin()

@@ -100,6 +100,6 @@ def places(state: Any, **_: Any) -> dict[str, int]:
     return {
         "cells": warden.arena.in_use,
         "parked": len(parking._parked),
-        "handed": len(parking._handed),
+        "called": len(parking._called),
         "climbers": len(parking._climbers),
     }
