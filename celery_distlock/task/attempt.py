@@ -1,7 +1,6 @@
 """One attempt to run a task under its lock, called by Celery's tracer, in a worker or eagerly.
 
-The lock is released by ``task_postrun``: after the result was stored and the callbacks were published, and also for
-Retry, Ignore, Reject and SIGTERM. (A task that is called as a function: ``direct``.)
+How it ends is told in ``ending``; of a task that is called as a function, in ``direct``.
 
 ::
 
@@ -29,21 +28,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from celery import signals, states
+from celery import states
 from celery.app.task import Context
 from celery.exceptions import Ignore, TaskPredicate
 
 from celery_distlock import cells
 from celery_distlock.errors import LockContended, StoreUnavailable
-from celery_distlock.held import Frame, HeldLock, SelfKept, Trust, ask, disown, frames, give_back, holding
-from celery_distlock.keepalive import keeper
-from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, new_owner
+from celery_distlock.held import Frame, HeldLock, Trust, ask, disown, frames, give_back, holding
+from celery_distlock.lease import Claim, Completed, Contended, Lease, new_owner
 from celery_distlock.options import LockOptions
-from celery_distlock.signals import lock_acquired, lock_released
+from celery_distlock.signals import lock_acquired
 from celery_distlock.stores.base import LockStore
 from celery_distlock.task.contention import Contention, decide, retry_later, skip
-from celery_distlock.task.grant import at_release, cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
-from celery_distlock.task.inheritance import bequeath, inheriting
+from celery_distlock.task.ending import Grant
+from celery_distlock.task.grant import cannot_rest, confirm, keep_alive, limit_of, record_of, wait_in_place
+from celery_distlock.task.inheritance import inheriting
 from celery_distlock.task.message import UNIQUE_HEADER
 from celery_distlock.task.parked import Parked
 from celery_distlock.task.parking import ask_with_ticket, draws, is_called, ticket_of, wait_parked
@@ -53,11 +52,10 @@ from celery_distlock.task.redelivery import (
     has_copy,
     ignores_result,
     is_redelivered,
-    leaves_record,
     settle_copy,
 )
 from celery_distlock.task.run import ATTEMPT_HEADER, PREDECESSOR_PATIENCE, SINCE_HEADER, TICKET_HEADER, Run
-from celery_distlock.task.unique import UniqueMessage, enter, never_called
+from celery_distlock.task.unique import UniqueMessage, enter
 from celery_distlock.waiting import poll_for
 
 __all__ = ["run_traced"]
@@ -66,21 +64,6 @@ log = logging.getLogger(__name__)
 
 #: Message headers that count how often a run was refused.
 _OF_REFUSALS = frozenset((ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER))
-
-
-@dataclass(slots=True)
-class _Grant:
-    """What the tracer's frame holds until ``task_postrun``; kept on the request's context."""
-
-    store: LockStore
-    lease: Lease
-    lock: HeldLock
-    cell: cells.Cell | None
-    kept: SelfKept | None
-    run: Run
-    min_hold: float
-    #: Seconds beyond the delay of a retry for which the lock is kept for it; None: it is released.
-    hold_on_retry: float | None
 
 
 @dataclass
@@ -117,7 +100,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
         stack.append(Frame(request, outer, owns=False))
         return body(*args, **kwargs)
     run = Run.of(request, request.headers)
-    grant: _Grant | _Skipped
+    grant: Grant | _Skipped
     try:
         grant = _acquire(task, request, options, key, run, args, kwargs)
     except Parked as parked:
@@ -140,7 +123,7 @@ def run_traced(task: Any, request: Any, body: Callable[..., Any], args: Any, kwa
 
 
 def _hold(
-    task: Any, request: Any, options: LockOptions, grant: _Grant, body: Callable[..., Any], args: Any, kwargs: Any
+    task: Any, request: Any, options: LockOptions, grant: Grant, body: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
     request.distlock_grant = grant
     # Before the frame: task_postrun takes away only what it is told of, and a time limit may strike in between.
@@ -185,7 +168,7 @@ def _started(task: Any, request: Any) -> None:
 
 def _acquire(
     task: Any, request: Any, options: LockOptions, key: str, run: Run, args: Any, kwargs: Any
-) -> _Grant | _Skipped:
+) -> Grant | _Skipped:
     store: LockStore = task._lock_store
     if options.min_hold and not store.rests:
         raise cannot_rest(task.name, store)
@@ -254,7 +237,7 @@ def _identity(request: Any) -> tuple[str, cells.Cell | None]:
 
 def _granted(
     task: Any, request: Any, options: LockOptions, store: LockStore, lease: Lease, cell: cells.Cell | None, run: Run
-) -> _Grant:
+) -> Grant:
     trust: Trust
     kept = None
     if cell is not None:
@@ -262,7 +245,7 @@ def _granted(
         trust = cell
     else:
         trust = kept = keep_alive(task, request.id, store, lease, options.max_hold)
-    return _Grant(
+    return Grant(
         store,
         lease,
         HeldLock(lease, store, trust, options.max_hold),
@@ -287,7 +270,7 @@ def _refused(
     answer: Contended,
     args: Any,
     kwargs: Any,
-) -> _Grant | _Skipped:
+) -> Grant | _Skipped:
     message: UniqueMessage | None = getattr(request, "distlock_unique", None)
     if message is not None:
         message.still_queued()
@@ -308,106 +291,3 @@ def _refused(
     # Celery would run a Retry at once and recursively: wait in place instead.
     lease = wait_in_place(task._lock_store, options, claim, answer)
     return _granted(task, request, options, task._lock_store, lease, None, run)
-
-
-# -- the end -----------------------------------------------------------------------------------------------------
-
-
-def _on_postrun(sender: Any = None, task: Any = None, state: str | None = None, retval: Any = None, **_: Any) -> None:
-    request = task.request_stack.top
-    if request is None:
-        return
-    if not getattr(request, "distlock_frame", False):
-        never_called(task, request, state)
-        return
-    stack = frames()
-    stack[:] = [frame for frame in stack if frame.subject is not request]
-    grant: _Grant | None = getattr(request, "distlock_grant", None)
-    message: UniqueMessage | None = getattr(request, "distlock_unique", None)
-    running = [] if message is None else message.ends(state)
-    complete = grant is not None and leaves_record(task, request, state, retval)
-    if grant is not None and grant.hold_on_retry is not None and state == states.RETRY:
-        if message is not None:
-            message.release(running)
-        _pass_on(task, request, grant, grant.hold_on_retry, retval, complete)
-    elif grant is not None:
-        _release(task, request, grant, state, complete, message, running)
-    elif message is not None:
-        message.release(running)
-
-
-# Tracers look at the receivers when they are built, so this is connected at import, and for good.
-signals.task_postrun.connect(_on_postrun, weak=False, dispatch_uid="celery_distlock.release")
-
-
-def _release(
-    task: Any,
-    request: Any,
-    grant: _Grant,
-    state: str | None,
-    complete: bool,
-    message: UniqueMessage | None,
-    running: list[Lease],
-) -> None:
-    lock, lease = grant.lock, grant.lease
-    lock.released = True
-    if grant.min_hold and state in states.READY_STATES:
-        # Not between a task's own retries: those are one piece of work.
-        lease = grant.lease = at_release(lease, grant.min_hold)
-    completion = completion_of(task, lease.key, grant.run.label) if complete else None
-    if grant.kept is not None:
-        grant.kept.end()
-    if grant.cell is not None:
-        grant.cell.releasing(complete)
-    try:
-        # The running key first: whoever is granted the lock next finds it free.
-        *_, ours = grant.store.release([*running, lease], [*(None for _ in running), completion])
-    except StoreUnavailable as error:
-        log.warning("Task %s[%s]: lock %r will be released later: %s", task.name, request.id, lease.key, error)
-        _release_later(grant, completion, message)
-        return
-    except BaseException:
-        _release_later(grant, completion, message)
-        raise
-    if message is not None:
-        message.released()
-    if grant.cell is not None:
-        grant.cell.done()
-    if not ours:
-        log.warning("Task %s[%s]: lock %r was no longer ours when it was released", task.name, request.id, lease.key)
-    if lock_released.receivers:
-        lock_released.send(sender=task, task_id=request.id, key=lease.key, owner=lease.owner, fence=lease.fence)
-
-
-def _pass_on(task: Any, request: Any, grant: _Grant, ttl: float, error: Any, complete: bool) -> None:
-    """Leave the lock to the task's next attempt; if that cannot be, release it."""
-    key = grant.lease.key
-    completion = completion_of(task, key, grant.run.label) if complete else None
-    grant.lock.released = True
-    if grant.kept is not None:
-        grant.kept.end()
-    if grant.cell is not None:
-        grant.cell.releasing(complete)
-    try:
-        passed = bequeath(task, grant.store, grant.lease, ttl, grant.run, error, completion)
-    except StoreUnavailable as silence:
-        log.warning("Task %s[%s]: lock %r cannot be kept for the retry: %s", task.name, request.id, key, silence)
-        _release_later(grant, completion, None)
-        return
-    except BaseException:
-        _release_later(grant, completion, None)
-        raise
-    if grant.cell is not None:
-        grant.cell.done()
-    if not passed:
-        log.warning("Task %s[%s]: lock %r was no longer ours when it was to be kept", task.name, request.id, key)
-
-
-def _release_later(grant: _Grant, completion: Completion | None, message: UniqueMessage | None) -> None:
-    if message is not None:
-        message.release_later()
-    if grant.cell is not None:
-        # The main process goes on: it outlives this child.
-        grant.cell.owed()
-    else:
-        keeper().give_back(grant.store, grant.lease, completion)
