@@ -330,6 +330,31 @@ def test_so_is_that_of_a_process_that_did_not_take_the_lock(
     assert child.release([lease]) == [False]
 
 
+def test_requests_are_numbered_on_in_the_next_connection(
+    zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
+) -> None:
+    """Else a server takes one of the last connection, which it is still busy with, for one of this."""
+    between = proxy(zookeeper_server)
+    store = open_zookeeper(through(between, zookeeper_url))
+    numbers: list[int] = []
+
+    def is_request(packet: bytes) -> bool:
+        number = int.from_bytes(packet[4:8], "big", signed=True)
+        # Pings and logins have negative numbers; what asks for a session begins like a request with the number 0.
+        if number > 0 and len(packet) < 1000:
+            numbers.append(number)
+        return False
+
+    between.swallow_request(is_request)
+    store.release([granted(store)])
+    before = max(numbers)
+    numbers.clear()
+    between.cut()
+    eventually(lambda: not store._ours.session.connected, 10, "the loss of the connection")
+    store.release([granted(store)])
+    assert min(numbers) > before
+
+
 def test_an_acquire_that_nobody_waits_for_any_more_is_undone(
     private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
 ) -> None:

@@ -46,6 +46,9 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
             of the time-out, though a server that is just starting may have overheard it.
     """
 
+    #: Of the last request.
+    _number = 0
+
     def __init__(self, *args: Any, patience: float, **options: Any) -> None:
         super().__init__(*args, **options)
         #: Seconds of silence after which the servers end the present session; 0.0 before there was one.
@@ -59,6 +62,19 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
         self._pinged = 0.0
         #: What is said to log in belongs to the request for the session.
         self._connecting = False
+
+    # Kazoo numbers requests from 1 on in every connection. But servers know a request by its session and its number:
+    # when a leader has died, one of the last connection may be carried out while one of this, of the same number, is
+    # waited for, and is taken for it. (Java's client goes on counting, too.)
+
+    @property
+    def _xid(self) -> int:
+        return self._number
+
+    @_xid.setter
+    def _xid(self, number: int | None) -> None:
+        if number:
+            self._number = number
 
     def leader_knows(self, now: float) -> bool:
         """Tell whether what is sent now will find a session that lasts for another half."""
