@@ -386,6 +386,8 @@ class TestAWorkerStops:
         first.thaw()
         all_is_well(tasks, results, journal, databases, (first, second))
 
+    # In ZooKeeper a number is no place: who has lost his stands at the end.
+    @pytest.mark.locks_in_redis
     def test_whose_process_asks_too_late_for_what_it_was_offered(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
