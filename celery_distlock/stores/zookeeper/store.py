@@ -121,8 +121,8 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
             if index is not None and index < line.placed:
                 return self._take_again(claim, line.contenders[index], end)
             if index is not None and ours.places.find(key, claim.owner) is None:
-                # A create of ours whose answer was lost is in nobody's interest. But where the worker's main process has
-                # waited for us, it is our turn, and our server may not have heard of it yet.
+                # A create of ours whose answer was lost is in nobody's interest. But where the worker's main process
+                # has waited for us, it is our turn, and our server may not have heard of it yet.
                 line = ours.lines([key], end)[key]
                 index = line.index_of(claim.owner)
                 if index is not None and index < line.placed:
