@@ -234,6 +234,9 @@ class LeaseModel:
                 yield over
         elif known is not None or operation.owner in state.ghosts:
             yield over
+        elif operation.fence == 0 and not operation.open:
+            # Of an unknown lease: it may have been a place that was offered.
+            yield state
 
 
 def FencedMutex(*, strict: bool = False) -> LeaseModel:

@@ -330,6 +330,25 @@ def test_so_is_that_of_a_process_that_did_not_take_the_lock(
     assert child.release([lease]) == [False]
 
 
+def test_whoever_has_its_turn_is_not_turned_away_by_a_server_that_is_behind(
+    open_zookeeper: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, child, other = open_zookeeper(), open_zookeeper(), open_zookeeper()
+    lease = granted(other)
+    waiting = claim()
+    place = main.enqueue(waiting)
+    assert isinstance(place, Ticket)
+    assert isinstance(main.enqueue(claim()), Ticket)
+    look, behind = child._look, child._look(waiting, time.monotonic() + 5.0)
+    other.release([lease])
+    answers = [behind]
+    monkeypatch.setattr(child, "_look", lambda *args: answers.pop() if answers else look(*args))
+    got = child.acquire(waiting)
+    assert isinstance(got, Lease)
+    assert answers == []
+    assert child.release([got]) == [True]
+
+
 def test_requests_are_numbered_on_in_the_next_connection(
     zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
 ) -> None:

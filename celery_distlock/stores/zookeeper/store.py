@@ -121,8 +121,14 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
             if index is not None and index < line.placed:
                 return self._take_again(claim, line.contenders[index], end)
             if index is not None and ours.places.find(key, claim.owner) is None:
-                # It is in nobody's interest: a create of ours whose answer was lost.
-                ours.leave([(key, ours.path_of(key, line.contenders[index]))], end)
+                # A create of ours whose answer was lost is in nobody's interest. But where the worker's main process
+                # has waited for us, it is our turn, and our server may not have heard of it yet.
+                line = ours.lines([key], end)[key]
+                index = line.index_of(claim.owner)
+                if index is not None and index < line.placed:
+                    return self._take_again(claim, line.contenders[index], end)
+                if index is not None:
+                    ours.leave([(key, ours.path_of(key, line.contenders[index]))], end)
                 index = None
             if index is None and not barred and line.admits(claim.limit):
                 entered = None if missing and not self._layout.shares(key) else ours.enter(claim, end)
