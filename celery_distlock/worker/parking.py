@@ -26,8 +26,9 @@ A parked task, and the thread in which it happens::
     the others stand in line again
 
 The executor turns the offer into a lease: this process would do it no sooner, while others wait for the interpreter.
-Should it come too late, since an offer ends by itself, it is refused, and parked again with its ticket. Should it never
-ask, the place is given back when its request ends.
+A store that only guesses is asked first, in the line's thread. An executor that comes too late, since an offer ends by
+itself, is refused, and its task parked again with its ticket. If it never asks, the place is given back when its
+request ends.
 
 So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
 up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.

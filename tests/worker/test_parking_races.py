@@ -126,7 +126,8 @@ class Request:
     def __init__(self, store: MemoryStore) -> None:
         self.id = uuid.uuid4().hex
         app = SimpleNamespace(conf={"distlock_url": "memory://"})
-        self.task = Task(_lock_store=store, _lock_options=OPTIONS, _get_app=lambda: app, acks_late=True)
+        self.task = Task(_lock_store=store, _get_app=lambda: app, acks_late=True)
+        self.task._lock_options_of = lambda request: OPTIONS
         self.request_dict: dict[str, Any] = {}
         self.delivery_info: dict[str, Any] = {}
         self.message = SimpleNamespace(channel=None, delivery_tag=self.id)
