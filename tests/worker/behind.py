@@ -92,6 +92,12 @@ class _InZooKeeper:
             return sorted(f"{path}/{name}" for name in self._client.get_children(f"/distlock/{path}"))
         return []
 
+    def _data(self, path: str) -> bytes:
+        """Return what a node tells; nothing, if it has just gone."""
+        with contextlib.suppress(NoNodeError):
+            return bytes(self._client.get(f"/distlock/{path}")[0])
+        return b""
+
     def left(self, but: Sequence[str]) -> list[str]:
         self._client.sync("/")
         # The servers remove the node of a key whose last contender's session has ended.
@@ -100,15 +106,15 @@ class _InZooKeeper:
         return [*keys, *self._names("unique"), *self._names("kept"), *records]
 
     def records(self) -> list[str]:
-        told = [json.loads(self._client.get(f"/distlock/{path}")[0]) for path in self._names("done")]
-        return sorted(record["key"] for record in told)
+        told = [data for path in self._names("done") if (data := self._data(path))]
+        return sorted(json.loads(data)["key"] for data in told)
 
     def held(self) -> list[str]:
         return [unquote(key.partition("/")[2]) for key in self._names("locks") if self._names(key)]
 
     def about(self, key: str) -> list[str]:
         stays = [path for kind in ("unique", "kept", "done") for path in self._names(kind)]
-        told = [path for path in stays if key.encode() in self._client.get(f"/distlock/{path}")[0]]
+        told = [path for path in stays if key.encode() in self._data(path)]
         return [*(path for path in self._names("locks") if key in path), *told]
 
     def waiting(self, key: str) -> int:
