@@ -349,6 +349,16 @@ def test_whoever_has_its_turn_is_not_turned_away_by_a_server_that_is_behind(
     assert child.release([got]) == [True]
 
 
+def test_an_answer_to_another_request_is_a_lost_connection(open_zookeeper: OpenStore) -> None:
+    store = open_zookeeper()
+    lease = granted(store)
+    connection = store._ours.session._client._connection
+    # The next answer is not to the request that is waited for.
+    connection.client._pending.append((None, None, 1_000_000))
+    assert store.renew([lease]) == [Renewal.HELD]
+    assert store.release([lease]) == [True]
+
+
 def test_requests_are_numbered_on_in_the_next_connection(
     zookeeper_server: ZooKeeperServer, zookeeper_url: str, proxy: StartProxy, open_zookeeper: OpenStore
 ) -> None:

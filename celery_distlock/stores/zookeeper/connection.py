@@ -63,9 +63,8 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
         #: What is said to log in belongs to the request for the session.
         self._connecting = False
 
-    # Kazoo numbers requests from 1 on in every connection. But servers know a request by its session and its number:
-    # when a leader has died, one of the last connection may be carried out while one of this, of the same number, is
-    # waited for, and is taken for it. (Java's client goes on counting, too.)
+    # Kazoo numbers requests from 1 on in every connection. But servers know a request by its session and its number,
+    # and one of the last connection may still be under way. Java's client goes on counting, too.
 
     @property
     def _xid(self) -> int:
@@ -142,6 +141,11 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
         return read
 
     def _read_response(self, header: Any, *args: Any) -> Any:
+        pending = self.client._pending
+        if pending and pending[0][2] != header.xid:
+            # Kazoo's thread would end by this, and its callers get an error that tells them nothing. It has been seen
+            # after the death of a leader; the next connection is sound.
+            raise ConnectionDropped(f"an answer to {header.xid} where one to {pending[0][2]} was due")
         self._note(self._sent.popleft())
         request = self.client._pending[0][0]
         if hasattr(request, "number"):
