@@ -165,7 +165,12 @@ class QueueingContract(StoreContract):
 
     def test_tickets_grow_in_order_of_arrival_and_count_who_is_ahead(self, store: _Store, other_store: _Store) -> None:
         self.hold(store)
-        places = [self.join((store, other_store)[n % 2]) for n in range(10)]
+        places: list[Ticket] = []
+        for n in range(10):
+            places.append(self.join((store, other_store)[n % 2]))
+            # On a slow machine this takes longer than a place is kept for who is not heard of.
+            store.poll(places[::2])
+            other_store.poll(places[1::2])
         assert [place.ahead for place in places] == list(range(10))
         numbers = [place.number for place in places]
         assert numbers == sorted(set(numbers))

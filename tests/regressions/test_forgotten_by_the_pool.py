@@ -91,11 +91,13 @@ def test_a_copy_behind_a_run_that_hits_its_hard_limit_runs_when_that_is_dead(
     broker.wait_until_idle()
 
 
-def test_a_time_limit_between_two_lines_leaves_no_lock_behind_that_later_tasks_run_under(redis_url: str) -> None:
+def test_a_time_limit_between_two_lines_leaves_no_lock_behind_that_later_tasks_run_under(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from celery import Celery
 
     from celery_distlock.held import frames
-    from celery_distlock.task import attempt
+    from celery_distlock.task import attempt, ending
 
     app = Celery("striking", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.distlock_url = redis_url
@@ -111,14 +113,12 @@ def test_a_time_limit_between_two_lines_leaves_no_lock_behind_that_later_tasks_r
             super().append(frame)
             raise TimeoutError("a soft time limit")
 
-    before = attempt.frames
     stack = Strikes()
-    attempt.frames = lambda: stack  # type: ignore[assignment,return-value]
-    try:
+    with monkeypatch.context() as patch:
+        for module in (attempt, ending):
+            patch.setattr(module, "frames", lambda: stack)
         assert work.apply().state == "FAILURE"
         assert list(stack) == []
-    finally:
-        attempt.frames = before
     assert frames() == []
     lock = Lock("k", app=app)
     # In another thread: in this one the task would run under it.

@@ -126,8 +126,12 @@ def test_a_contended_try_leaves_the_tree_alone(store: ZooKeeperStore, other: Zoo
 
 
 def test_trying_again_and_again_costs_no_transaction(
-    store: ZooKeeperStore, other: ZooKeeperStore, zookeeper_server: ZooKeeperServer
+    private_zookeeper: Callable[..., ZooKeeperServer], open_zookeeper: OpenStore
 ) -> None:
+    # A server of its own: on the others' the sessions of earlier tests may still be ending.
+    zookeeper_server = private_zookeeper()
+    url = zookeeper_server.fresh_chroot()
+    store, other = open_zookeeper(url), open_zookeeper(url)
     granted(store)
     assert isinstance(other.acquire(claim()), Contended)
 
