@@ -18,7 +18,7 @@ This module does not import Celery; an app's configuration is any mapping, and C
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, fields
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -451,22 +451,25 @@ def check_wait(options: LockOptions, acks_late: bool, where: str) -> None:
         )
 
 
-def check_unique(options: LockOptions, where: str) -> None:
+def check_unique(options: LockOptions, where: str, written: Container[str]) -> None:
     """Refuse what says how a task is unique, of one that is not.
 
     Arguments:
         options: the task's merged options.
         where: what an error calls the task.
+        written: the names of those that were written for this task or call: an app's default is for tasks that are
+            unique, and does not mind that others are not.
 
     Raises:
         LockConfigError: something is missing.
     """
-    if options.on_duplicate in _LATEST and options.unique_while is None:
+    meant = options.unique or "on_duplicate" in written
+    if meant and options.on_duplicate in _LATEST and options.unique_while is None:
         raise LockConfigError(
             f"{where}: on_duplicate={options.on_duplicate!r} takes the place of a task that is queued; it needs "
             "unique_while='queued' or 'queued_or_running'"
         )
-    if options.unique_key is not None and not options.unique:
+    if "unique_key" in written and options.unique_key is not None and not options.unique:
         raise LockConfigError(
             f"{where}: unique_key={options.unique_key!r} would not be used; it needs unique_while or unique_for"
         )

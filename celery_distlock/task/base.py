@@ -93,9 +93,10 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         bound = super().bind(app)
         where = f"task {cls.name}"
         # Read again: task_annotations may have added some.
-        cls._lock_options = merge(conf_options(app.conf), task_options(_attributes(cls), where=where))
+        written = task_options(_attributes(cls), where=where)
+        cls._lock_options = merge(conf_options(app.conf), written)
         check_wait(cls._lock_options, bool(cls.acks_late), where)
-        check_unique(cls._lock_options, where)
+        check_unique(cls._lock_options, where, written)
         cls._lock_key = staticmethod(_compile(cls, cls.name, cls._lock_options.key))
         cls._lock_unique = cls._lock_options.unique
         cls._lock_unique_key = staticmethod(_unique_key_of(cls, cls._lock_options))
@@ -173,7 +174,7 @@ class LockedTask(Task):  # type: ignore[misc]  # Celery has no type hints
         options = merge(self._lock_options.__dict__, given)
         if options.unique or not self._lock_unique:
             # A unique task may be called as one that is not.
-            check_unique(options, where)
+            check_unique(options, where, given)
         if "key" in given:
             _compile(type(self), self.name, options.key)
         if "unique_key" in given:

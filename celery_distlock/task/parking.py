@@ -82,10 +82,11 @@ def wait_parked(task: Any, request: Any, options: LockOptions, run: Run, claim: 
         _store_state(task, request, answer)
         raise Parked(f"waits for lock {claim.key!r}", Wish(claim, number, since, answer.holder))
     log.info(
-        "Task %s[%s] cannot be parked here, or not for longer; published again with ticket %s of lock %r, held by %s",
+        "Task %s[%s] cannot be parked here, or not for longer; published again %s ticket%s of lock %r, held by %s",
         task.name,
         run.id,
-        number,
+        "without a" if number is None else "with",
+        "" if number is None else f" {number}",
         claim.key,
         describe(answer.holder),
     )
