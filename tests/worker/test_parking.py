@@ -262,7 +262,7 @@ class TestWhereItCannotStay:
             parked(shared, key, 1)
         waiting.get(timeout=PATIENCE)
         retried.get(timeout=PATIENCE)
-        assert any("published again with ticket" in worker.log for worker in shared.workers)
+        assert any("cannot be parked here, or not for longer; published" in worker.log for worker in shared.workers)
 
     def test_a_task_that_acknowledges_early_is_retried_and_that_is_said_once(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
