@@ -148,9 +148,10 @@ class Lock:
         """Return None when held, else how long was waited and for whom."""
         started = time.monotonic()
         self._after_fork()
+        # Known before anything is taken: whatever is raised from then on, it can be given back.
+        claim = self._claim()
         if not self._mutex.acquire(timeout=-1 if wait is None else wait):
             return time.monotonic() - started, None
-        claim = self._claim()
         try:
             left = None if wait is None else max(0.0, wait - (time.monotonic() - started))
             answer = wait_for(self._store, claim, left)

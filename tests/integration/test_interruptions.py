@@ -95,9 +95,10 @@ def test_what_nobody_came_to_own_is_given_back(
     eventually(lambda: not lock.locked(), 5, "the release of what was granted")
 
 
-def test_a_lock_whose_acquisition_was_interrupted_can_be_acquired_again(app: Celery) -> None:
+@pytest.mark.parametrize(("cls", "name"), [(Lock, "_claim"), (HeldLock, "__init__")])
+def test_a_lock_whose_acquisition_was_interrupted_can_be_acquired_again(app: Celery, cls: type, name: str) -> None:
     lock = Lock("k", app=app)
-    with a_signal(HeldLock, "__init__", True):
+    with a_signal(cls, name, True):
         lock.acquire()
     assert not lock.held
     assert lock.acquire(timeout=5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -553,7 +554,9 @@ class TestAPlaceThatRests:
         assert store.renew([second]) == [Renewal.HELD]
 
     def test_leaves_nothing_where_nobody_comes(self, store: RedisStore, behind: Behind) -> None:
-        store.release([replace(granted(store), rest=0.05)])
-        # A moment between two milliseconds is rounded up.
-        assert behind.client.pttl(behind.name("h", "k")) <= 51
+        lease = granted(store)
+        store.release([replace(lease, rest=0.3)])
+        holders = behind.name("h", "k")
+        free = behind.client.zscore(holders, f"{lease.owner}:resting")
+        assert behind.client.pexpiretime(holders) == math.ceil(free / 1000)
         eventually(lambda: behind.keys() == set(), 2.0, "an empty store")
