@@ -1,17 +1,19 @@
-"""Fixtures for tests that look behind the Redis store."""
+"""Stores for tests that look behind them: of Redis, unless a module has others of these names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 import redis
 
 from celery_distlock.lease import Claim, Lease, new_owner
+from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.redis import RedisStore
 from celery_distlock.stores.redis.layout import Layout
+from celery_distlock.stores.zookeeper import ZooKeeperStore
 
 
 class Behind:
@@ -58,7 +60,7 @@ def claim(key: str = "k", owner: str | None = None, ttl: float = 30.0, **more: A
     return Claim(key, owner or new_owner(), ttl, **more)
 
 
-def granted(store: RedisStore, key: str = "k", owner: str | None = None, ttl: float = 30.0, **more: Any) -> Lease:
+def granted(store: LockStore, key: str = "k", owner: str | None = None, ttl: float = 30.0, **more: Any) -> Lease:
     """Acquire a key that must be free."""
     answer = store.acquire(claim(key, owner, ttl, **more))
     assert isinstance(answer, Lease), answer
@@ -74,6 +76,17 @@ def open_redis() -> Iterator[Callable[..., RedisStore]]:
             store = RedisStore(url=url, **options)
             stack.callback(store.close)
             return store
+
+        yield make
+
+
+@pytest.fixture
+def open_zookeeper(zookeeper_url: str) -> Iterator[Callable[..., ZooKeeperStore]]:
+    """A factory of ZooKeeper stores, each with a session of its own; closed at the test's end."""
+    with ExitStack() as stack:
+
+        def make(url: str = zookeeper_url, **options: Any) -> ZooKeeperStore:
+            return stack.enter_context(closing(ZooKeeperStore(url, **options)))
 
         yield make
 

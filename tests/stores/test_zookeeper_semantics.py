@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from celery_distlock.errors import StoreUnavailable
-from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Offer, Renewal, Ticket, new_owner
+from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Offer, Renewal, Ticket
 from celery_distlock.stores.zookeeper import ZooKeeperStore, requests, sweeping
 from celery_distlock.stores.zookeeper import queueing as zookeeper_queueing
 from celery_distlock.stores.zookeeper.completions import Completions
 from celery_distlock.testing.contract import at_once
+from tests.stores.conftest import claim, granted
 from tests.stores.zookeeper import Behind, client_of, expire_session
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -23,17 +24,6 @@ from tests.support.zookeeper_server import ZooKeeperServer
 
 StartProxy = Callable[[ZooKeeperServer], Proxy]
 OpenStore = Callable[..., ZooKeeperStore]
-
-
-@pytest.fixture
-def open_zookeeper(zookeeper_url: str) -> Iterator[OpenStore]:
-    """A factory of stores, each with a session of its own; closed at the test's end."""
-    with ExitStack() as stack:
-
-        def make(url: str = zookeeper_url, **options: Any) -> ZooKeeperStore:
-            return stack.enter_context(closing(ZooKeeperStore(url, **options)))
-
-        yield make
 
 
 @pytest.fixture
@@ -50,16 +40,6 @@ def other(open_zookeeper: OpenStore) -> ZooKeeperStore:
 def behind(zookeeper_server: ZooKeeperServer, zookeeper_url: str) -> Iterator[Behind]:
     with zookeeper_server.client("/" + zookeeper_url.rpartition("/")[2]) as client:
         yield Behind(client)
-
-
-def claim(key: str = "k", owner: str | None = None, **more: Any) -> Claim:
-    return Claim(key, owner or new_owner(), 30.0, **more)
-
-
-def granted(store: ZooKeeperStore, key: str = "k", owner: str | None = None, **more: Any) -> Lease:
-    answer = store.acquire(claim(key, owner, **more))
-    assert isinstance(answer, Lease), answer
-    return answer
 
 
 def session_of(store: ZooKeeperStore) -> int:

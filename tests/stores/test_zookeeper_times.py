@@ -6,33 +6,23 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from celery_distlock.lease import Claim, Completion, Contended, Lease, Offer, Ticket, new_owner
+from celery_distlock.lease import Claim, Completion, Contended, Lease, Offer, Ticket
 from celery_distlock.stores.token_rules import Tokens
 from celery_distlock.stores.zookeeper import ZooKeeperStore, sweeping
 from celery_distlock.stores.zookeeper.clock import Clock
 from celery_distlock.stores.zookeeper.session import Answer
 from celery_distlock.tokens import Begun, Duplicate, Reserved, Token, running_key
+from tests.stores.conftest import claim, granted
 from tests.stores.zookeeper import Behind
 from tests.support.waiting import eventually
 from tests.support.zookeeper_server import ZooKeeperServer
 
 OpenStore = Callable[..., ZooKeeperStore]
-
-
-@pytest.fixture
-def open_zookeeper(zookeeper_url: str) -> Iterator[OpenStore]:
-    """A factory of stores, each with a session of its own; closed at the test's end."""
-    with ExitStack() as stack:
-
-        def make(url: str = zookeeper_url, **options: Any) -> ZooKeeperStore:
-            return stack.enter_context(closing(ZooKeeperStore(url, **options)))
-
-        yield make
 
 
 @pytest.fixture
@@ -49,16 +39,6 @@ def other(open_zookeeper: OpenStore) -> ZooKeeperStore:
 def behind(zookeeper_server: ZooKeeperServer, zookeeper_url: str) -> Iterator[Behind]:
     with zookeeper_server.client("/" + zookeeper_url.rpartition("/")[2]) as client:
         yield Behind(client)
-
-
-def claim(key: str = "k", **more: Any) -> Claim:
-    return Claim(key, new_owner(), 30.0, **more)
-
-
-def granted(store: ZooKeeperStore, key: str = "k", **more: Any) -> Lease:
-    answer = store.acquire(claim(key, **more))
-    assert isinstance(answer, Lease), answer
-    return answer
 
 
 def run_of(task_id: str) -> Claim:
