@@ -34,7 +34,7 @@ format: $(VENV)/.dev ## rewrite the files as the linter and the formatter want t
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-bench: $(VENV)/.dev servers ## measure everything, twenty minutes long, and write docs/benchmarks.md
+bench: $(VENV)/.dev servers ## measure everything, a quarter of an hour long, and write docs/benchmarks.md
 	@$(PY) -m benchmarks
 
 servers: ## install the servers that the tests need and that are missing (Debian)

@@ -149,7 +149,7 @@ class _Call:
             try:
                 self.store.reserve(place)
             except StoreUnavailable as error:
-                log.debug("Task %s[%s] is retried without its place: %s", self.task.name, place.id, error)
+                log.warning("Task %s[%s] is retried without its place: %s", self.task.name, place.id, error)
             return self.publish()
 
     @contextlib.contextmanager

@@ -89,7 +89,7 @@ class UniqueMessage:
             answer = tokens_of(self._task).reserve(place)
         except StoreUnavailable as error:
             # Not passed on: it would be taken for silence about the lock, which is known to be another's.
-            log.debug("Task %s[%s] waits without its place: %s", self._task.name, self._request.id, error)
+            log.warning("Task %s[%s] waits without its place: %s", self._task.name, self._request.id, error)
             return
         if isinstance(answer, Superseded):
             self._superseded(answer)
