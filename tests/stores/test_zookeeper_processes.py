@@ -108,6 +108,8 @@ def test_a_child_does_not_give_up_the_places_of_its_parent(store: ZooKeeperStore
 
 PROGRAM = """
 import os, signal, sys, time
+# What a shell starts in the background inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from celery_distlock.lease import Claim, Lease
 from celery_distlock.stores import open_store
 
