@@ -14,6 +14,7 @@ Who writes what
                before the state says so
     deadline   when granted                    at every renewal
     verdict    --                              LOST, once
+    gift       --                              a lease of the owner's that it has not asked for yet
     ========== =============================== ============================================
 
     ::
@@ -28,7 +29,8 @@ Who writes what
 State, verdict, deadline and fence are aligned 8-byte words, so a reader never sees half of one. The checksum covers
 what is longer, or must agree with it: key, owner, ttl and limit, written once, before the store is asked. On a
 machine that reorders stores, a reader that sees the state first finds the sum wrong and looks again later; a child
-killed in the middle of writing them had not asked yet.
+killed in the middle of writing them had not asked yet. A gift has a sum of its own, which covers the owner, too: one
+that comes late is nothing to who has the cell by then.
 """
 
 from __future__ import annotations
@@ -49,14 +51,17 @@ FREE, READY, ASKING, GRANTED, RELEASING, OWED, DONE = range(7)
 _SIZE = 512
 _WORDS = _SIZE // 8
 # Word offsets within a cell.
-_STATE, _VERDICT, _DEADLINE, _FENCE, _COMPLETE, _PID, _SUM, _TTL, _LIMIT, _KEYLEN = range(10)
-_OWNER = 10 * 8
+_STATE, _VERDICT, _DEADLINE, _FENCE, _COMPLETE, _PID, _SUM, _GIFT_SUM = range(8)
+_GIFT_FENCE, _GIFT_DEADLINE, _TTL, _LIMIT, _KEYLEN = range(8, 13)
+_OWNER = 13 * 8
 _OWNER_LEN = 32
 _KEY = _OWNER + _OWNER_LEN
 #: What the checksum covers before the key: ttl, limit, the key's length, owner.
 _HEAD = struct.Struct("dqq32s")
+#: What a gift's sum covers: fence, deadline, ttl, limit, owner.
+_GIFT = struct.Struct("qddq32s")
 #: A cell before it is asked for; its state comes last.
-_BLANK = struct.Struct("80x32s")
+_BLANK = struct.Struct("104x32s")
 #: Longest key, in UTF-8 bytes, that a cell can hold.
 KEY_MAX = _SIZE - _KEY
 
@@ -167,6 +172,15 @@ class Cell:
         arena._ints[base + _FENCE] = lease.fence
         arena._ints[base + _STATE] = GRANTED
 
+    def gift(self, owner: str, ttl: float, limit: int) -> tuple[int, float] | None:
+        """Return fence and deadline of the lease that the main process was granted in this owner's name, if it was."""
+        arena, base = self._arena, self.base
+        told = arena._ints[base + _GIFT_SUM]
+        if not told:
+            return None
+        fence, deadline = arena._ints[base + _GIFT_FENCE], arena._floats[base + _GIFT_DEADLINE]
+        return (fence, deadline) if told == _gift_sum(fence, deadline, ttl, limit, owner) else None
+
     def refused(self) -> None:
         """Say that the store did not grant it."""
         self._arena._ints[self.base + _STATE] = READY
@@ -227,6 +241,13 @@ class Cell:
         self._arena._ints[self.base + _PID] = 0
         return True
 
+    def give(self, lease: Lease) -> None:
+        """Write a lease that the owner may take instead of asking, on the very terms that it would ask for."""
+        arena, base = self._arena, self.base
+        arena._ints[base + _GIFT_FENCE] = lease.fence
+        arena._floats[base + _GIFT_DEADLINE] = lease.deadline
+        arena._ints[base + _GIFT_SUM] = _gift_sum(lease.fence, lease.deadline, lease.ttl, lease.limit, lease.owner)
+
     def take_back(self) -> bool:
         """Undo :meth:`expect`; False if an executor has begun.
 
@@ -284,6 +305,11 @@ class Cell:
         start = base * 8
         length = min(arena._ints[base + _KEYLEN], KEY_MAX)
         return zlib.crc32(arena._bytes[start + _TTL * 8 : start + _KEY + length])
+
+
+def _gift_sum(fence: int, deadline: float, ttl: float, limit: int, owner: str) -> int:
+    # 0 is no gift.
+    return zlib.crc32(_GIFT.pack(fence, deadline, ttl, limit, owner.encode())) + 1
 
 
 _arena: Arena | None = None

@@ -251,6 +251,17 @@ class Queueing(ABC):
             StoreUnavailable: there was no answer; any of them may be leases now.
         """
 
+    def confirming(self, claim: Claim) -> Callable[[], Lease | None] | None:
+        """Send the confirmation of an offer, and do not wait for the answer.
+
+        For who has something better to do meanwhile, and can do without: the owner confirms it himself if he must.
+
+        Returns:
+            what is to be called once, soon, and returns the lease, or None if there is no answer by then, or another
+            one; None instead of it if the store cannot do this, or not now.
+        """
+        return None
+
     @abstractmethod
     def withdraw(self, claims: Sequence[Claim]) -> None:
         """Leave the line, and give offered places to the next one, all in one round trip.

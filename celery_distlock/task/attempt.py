@@ -179,10 +179,16 @@ def _acquire(
     redelivered = is_redelivered(request)
     if cell is not None and not cell.asking(key, owner, options.ttl, limit):
         if not cell.belongs_to(owner):
-            # The main process has given us up, with what it held under this name, since it lost its connection: the
-            # broker has delivered the message again, and that may be done by now.
-            owner, redelivered = new_owner(), True
+            # The main process has given us up, with what it held under this name. We are too late, or it has lost its
+            # connection: then the broker has delivered the message again, and that may be done by now.
+            owner, called, redelivered = new_owner(), False, True
         cell = None
+    if called and cell is not None and not redelivered and not options.hold_on_retry:
+        # Perhaps the main process has asked already, while we were sent for.
+        fence, deadline = cell.gift(owner, options.ttl, limit) or (0, 0.0)
+        if deadline > time.monotonic() + options.ttl / 2:
+            lease = Lease(key, owner, fence, options.ttl, deadline, limit)
+            return _granted(task, request, options, store, lease, cell, run)
     completion = completion_of(task, key, run.label) if task.acks_late and redelivered else None
     claim = Claim(key, owner, options.ttl, limit, record_of(task, run), completion, draws(task, request, options))
     try:

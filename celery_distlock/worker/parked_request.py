@@ -67,6 +67,8 @@ class ParkedRequest(Waiter):
         self.expires_at = math.inf if request.expires is None else _monotonic(_timestamp(request.expires))
         #: What follows once its place has been given up, at most once.
         self.then: list[Callable[[], None]] = []
+        #: Whether its executor asks for a lease, and not for one that an earlier attempt has left it, either.
+        self.wants_a_lease_only = not options.hold_on_retry
         self.line: Line = enter(self.store, self)
 
     def anew(self) -> ParkedRequest:

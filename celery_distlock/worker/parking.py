@@ -25,10 +25,10 @@ A parked task, and the thread in which it happens::
     and asks again when it has got there; after that
     the others stand in line again
 
-The executor turns the offer into a lease: this process would do it no sooner, while others wait for the interpreter.
-A store that only guesses is asked first, in the line's thread. An executor that comes too late, since an offer ends by
-itself, is refused, and its task parked again with its ticket. If it never asks, the place is given back when its
-request ends.
+The executor turns the offer into a lease. To save it the time, this process asks in its stead while the task is on its
+way to an idle pool process, where the store can be asked without waiting (:mod:`.ahead`). A store that only guesses is
+asked first, in the line's thread. An executor that comes too late, since an offer ends by itself, is refused, and its
+task parked again with its ticket. If it never asks, the place is given back when its request ends.
 
 So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
 up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
@@ -70,6 +70,7 @@ from celery_distlock.options import LockOptions
 from celery_distlock.signals import lock_parked, lock_woken
 from celery_distlock.task.parked import Wish
 from celery_distlock.task.run import SINCE_HEADER
+from celery_distlock.worker.ahead import Ahead
 from celery_distlock.worker.parked_request import ParkedRequest, Waited
 from celery_distlock.worker.row import Row
 from celery_distlock.worker.shelf import put_aside
@@ -104,6 +105,7 @@ class Parking:
         self._worker = warden.worker
         self._loop = warden.loop
         self._shelf = warden.shelf
+        self._ahead = Ahead(warden)
         # By owner.
         self._parked: dict[str, ParkedRequest] = {}
         #: Those whose turn has come, and since when the consumer could know (monotonic): each has been promised a slot.
@@ -331,11 +333,17 @@ class Parking:
         """Begin with one that was called up, unless it is revoked by now, or we are too late, or its broker is gone."""
         if self._called.pop(parked.owner, None) is None or parked.owner not in self._parked:
             return
-        if self._free_slots() < 1:
+        is_idle = self._warden.children_die_alone and free_slots(self._worker, lambda: 0) > 0
+        if not is_idle and self._free_slots() < 1:
             parked.line.call(partial(self._decline, parked.group))
             return
         del self._parked[parked.owner]
-        self._run(parked, parked.claim)
+        if is_idle:
+            give = self._ahead.ask(parked)
+            self._run(parked, parked.claim)
+            give()
+        else:
+            self._run(parked, parked.claim)
         self._gone(parked, took=True)
 
     def _wake(self, parked: ParkedRequest) -> None:

@@ -161,6 +161,14 @@ class Warden:
             self._give_up_place(request, waited.called)
         self.parking.climbed(request)
 
+    def take_back(self, supervised: Supervised) -> bool:
+        """Give back the place that is kept for a request, unless its executor has begun, or nobody can tell."""
+        called, cell = supervised.called, supervised.cell
+        if called is None or cell is None or supervised.ended or supervised.accepted or not cell.take_back():
+            return False
+        self._give_up_place(supervised.request, called)
+        return True
+
     def _give_up_place(self, request: Any, called: Claim) -> None:
         """Give back the place that is kept for one who will not ask for it, be it an offer or a lease by now."""
         self.keeper.give_back(request.task._lock_store, Lease.unknown(called.key, called.owner, called.ttl))
@@ -171,7 +179,7 @@ class Warden:
         self.parking.has_slot(supervised)
         if supervised.options.max_hold is not None and supervised.cell is not None:
             self._watch_limits(supervised)
-        if self._children_die_alone:
+        if self.children_die_alone:
             self.found_executor(supervised, pid)
         else:
             # In a thread pool it may have stood in line since it was admitted.
@@ -179,7 +187,7 @@ class Warden:
 
     def found_executor(self, supervised: Supervised, pid: int) -> None:
         """Watch the child that executes a request. Known from the pool, or else from the request's cell."""
-        if supervised.child is not None or not self._children_die_alone:
+        if supervised.child is not None or not self.children_die_alone:
             return
         supervised.child = self._children.get(pid)
         if supervised.child.dead:
@@ -189,7 +197,8 @@ class Warden:
             self._watch_limits(supervised)
 
     @functools.cached_property
-    def _children_die_alone(self) -> bool:
+    def children_die_alone(self) -> bool:
+        """Whether executors are processes of their own."""
         # Of all pools' executors only prefork's do. The warden is made before the pool.
         return bool(getattr(self.worker.pool, "uses_semaphore", False))
 
@@ -206,11 +215,8 @@ class Warden:
         self._looks_soon = False
         lost = [each for each in list(self._table.values()) if each.request.generation != self.generation]
         for supervised in lost:
-            called, cell = supervised.called, supervised.cell
-            # Without a cell nobody can tell whether its executor has begun.
-            if called is not None and cell is not None and not supervised.accepted and cell.take_back():
-                # Nobody has, and the others must not be kept waiting.
-                self._give_up_place(supervised.request, called)
+            if self.take_back(supervised):
+                # The others must not be kept waiting.
                 self.end(supervised)
             else:
                 supervised.on_look()

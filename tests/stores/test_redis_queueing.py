@@ -42,6 +42,67 @@ def confirmed(store: RedisStore, place: Ticket | Offer) -> Lease:
     return lease
 
 
+# Confirmations that nobody waits for.
+
+
+def offered(store: RedisStore, **options: Any) -> Ticket:
+    """Join the line, and be offered the place."""
+    lease = granted(store)
+    place = join(store, **options)
+    store.release([lease])
+    return place
+
+
+def test_a_confirmation_can_be_sent_and_its_answer_be_looked_at_later(store: RedisStore) -> None:
+    place = offered(store)
+    finish = store.confirming(place.claim)
+    assert finish is not None
+    eventually(lambda: not store.holders("k")[0].get("offered"), 5, "the confirmation")
+    lease = finish()
+    assert lease is not None
+    assert lease.fence == granted(store, owner=place.owner).fence, "who asks himself gets the same"
+    assert store.release([lease]) == [True]
+
+
+def test_what_came_in_time_leaves_the_connection_as_it_was(store: RedisStore, behind: Behind) -> None:
+    place = offered(store)
+    before = behind.client.info("stats")["total_connections_received"]
+    finish = store.confirming(place.claim)
+    assert finish is not None
+    assert finish() is not None
+    assert confirmed(store, place).owner == place.owner
+    assert behind.client.info("stats")["total_connections_received"] == before
+
+
+def test_an_answer_that_is_late_is_not_taken_for_the_next_ones(store: RedisStore, behind: Behind) -> None:
+    place = offered(store)
+    behind.client.client_pause(300, all=True)
+    finish = store.confirming(place.claim)
+    assert finish is not None
+    assert finish() is None
+    [lease] = store.confirm([place.claim])
+    assert isinstance(lease, Lease)
+    assert store.holders("k")[0]["owner"] == place.owner
+
+
+def test_nobody_is_kept_waiting_for_a_connection_that_is_not_there(
+    open_redis: OpenRedis, redis_url: str, store: RedisStore
+) -> None:
+    place, unused = offered(store), open_redis(redis_url)
+    assert unused.confirming(place.claim) is None
+    store._connections._idle[-1].connection._sock.shutdown(socket.SHUT_RDWR)
+    assert store.confirming(place.claim) is None
+    assert confirmed(store, place).owner == place.owner
+
+
+def test_a_refusal_is_no_lease(store: RedisStore) -> None:
+    granted(store)
+    finish = store.confirming(claim("k"))
+    assert finish is not None
+    assert finish() is None
+    assert len(store.holders("k")) == 1
+
+
 # What is stored.
 
 

@@ -12,7 +12,7 @@ import pytest
 import redis
 from redis.exceptions import BusyLoadingError, ConnectionError, InvalidResponse, NoScriptError, TimeoutError
 
-from celery_distlock.stores.redis.wire import Wire, wire_of
+from celery_distlock.stores.redis.wire import Pushes, Wire, pushes_of, wire_of
 
 
 class Peer:
@@ -129,3 +129,57 @@ def test_only_resp_2_is_read_here() -> None:
     """With RESP 3 the server may speak up unasked, which redis-py has to see."""
     assert wire_of(redis.Connection(protocol=3)) is None
     assert wire_of(redis.Connection(protocol=2)) is not None
+
+
+# What comes unasked.
+
+MESSAGE = b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$5\r\nh\r\nlo\r\n"
+HEARD = [b"message", b"ch", b"h\r\nlo"]
+
+
+@pytest.fixture
+def pushes(peer: Peer) -> Pushes:
+    parser: Any = redis.Connection()._parser
+    return Pushes(SimpleNamespace(_sock=peer.sock, _parser=parser, protocol=2))
+
+
+def test_whatever_has_come_is_heard_and_nothing_is_waited_for(peer: Peer, pushes: Pushes) -> None:
+    assert list(pushes.arrived()) == []
+    peer.end.sendall(MESSAGE + MESSAGE + b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    assert list(pushes.arrived()) == [HEARD, HEARD, [b"pong", b""]]
+    assert list(pushes.arrived()) == []
+
+
+def test_what_comes_unasked_may_be_cut_anywhere(peer: Peer, pushes: Pushes) -> None:
+    for cut in range(1, len(MESSAGE)):
+        peer.end.sendall(MESSAGE + MESSAGE[:cut])
+        assert list(pushes.arrived()) == [HEARD]
+        peer.end.sendall(MESSAGE[cut:])
+        assert list(pushes.arrived()) == [HEARD]
+
+
+def test_who_listens_hears_that_the_peer_has_hung_up(peer: Peer, pushes: Pushes) -> None:
+    peer.end.sendall(MESSAGE)
+    peer.end.shutdown(socket.SHUT_WR)
+    assert list(pushes.arrived()) == [HEARD]
+    with pytest.raises(ConnectionError, match="closed"):
+        list(pushes.arrived())
+
+
+def test_who_listens_refuses_another_protocol(peer: Peer, pushes: Pushes) -> None:
+    peer.end.sendall(b"HTTP/1.1 400\r\n")
+    with pytest.raises(InvalidResponse):
+        list(pushes.arrived())
+
+
+def test_only_plain_sockets_are_listened_to_without_redis_py(peer: Peer) -> None:
+    """Of what is left in the buffer of an encrypted one, an event loop knows nothing."""
+
+    class Encrypted(socket.socket):
+        pass
+
+    with Encrypted() as encrypted:
+        parser: Any = redis.Connection()._parser
+        assert pushes_of(SimpleNamespace(_sock=encrypted, _parser=parser, protocol=2)) is None
+    assert pushes_of(SimpleNamespace(_sock=peer.sock, _parser=parser, protocol=3)) is None
+    assert pushes_of(SimpleNamespace(_sock=peer.sock, _parser=parser, protocol=2)) is not None

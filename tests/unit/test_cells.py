@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
 from celery_distlock import cells
-from celery_distlock.lease import Claim
+from celery_distlock.lease import Claim, Lease
 
 CLAIM = Claim("k", "a" * 32, 30.0, 2)
 
@@ -73,3 +74,50 @@ def test_an_executor_that_begins_while_it_is_taken_back_uses_nothing_of_it(
 def test_a_key_that_is_too_long_is_not_expected(cell: cells.Cell) -> None:
     assert not cell.expect(Claim("k" * (cells.KEY_MAX + 1), CLAIM.owner, 30.0))
     assert cell.state == cells.READY
+
+
+LEASE = Lease(CLAIM.key, CLAIM.owner, 7, CLAIM.ttl, 1234.5, CLAIM.limit)
+
+
+def gift(cell: cells.Cell, owner: str = CLAIM.owner, ttl: float = CLAIM.ttl, limit: int = CLAIM.limit) -> object:
+    return cell.gift(owner, ttl, limit)
+
+
+def test_a_lease_that_was_asked_for_on_the_way_is_there_for_its_owner(cell: cells.Cell) -> None:
+    assert gift(cell) is None
+    cell.expect(CLAIM)
+    cell.give(LEASE)
+    assert ask(cell)
+    assert gift(cell) == (7, 1234.5)
+
+
+def test_a_gift_is_not_a_grant(cell: cells.Cell) -> None:
+    """Until the executor has taken it the main process goes on as if it had only been asked for."""
+    cell.expect(CLAIM)
+    cell.give(LEASE)
+    view = cell.view()
+    assert view is not None
+    assert view.lease is not None
+    assert (view.state, view.lease.fence) == (cells.ASKING, 0)
+
+
+@pytest.mark.parametrize("other", [{"owner": "b" * 32}, {"ttl": 31.0}, {"limit": 3}], ids=str)
+def test_a_gift_is_nothing_to_who_would_ask_in_another_name_or_on_other_terms(
+    cell: cells.Cell, other: dict[str, Any]
+) -> None:
+    cell.give(LEASE)
+    assert gift(cell, **other) is None
+
+
+@pytest.mark.parametrize("word", [cells._GIFT_FENCE, cells._GIFT_DEADLINE])
+def test_half_a_gift_is_none(cell: cells.Cell, word: int) -> None:
+    """Another processor may see what was written in another order."""
+    cell.give(LEASE)
+    cell._arena._ints[cell.base + word] = 0
+    assert gift(cell) is None
+
+
+def test_a_cell_that_is_taken_anew_has_no_gift(cell: cells.Cell) -> None:
+    cell.give(LEASE)
+    cell.reset(CLAIM.owner)
+    assert gift(cell) is None

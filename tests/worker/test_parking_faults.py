@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from celery_distlock import Lock
 from tests.support.journal import Journal
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq_server import RabbitMQServer
@@ -24,6 +25,7 @@ from tests.support.workers import LoadApp, Pool, Settings, StartWorker, Worker
 from tests.worker.behind import behind
 from tests.worker.faults import PATIENCE, RedisBroker
 from tests.worker.parked import all_is_well, consume_also, in_line, some
+from tests.worker.watching import lock_of
 
 APP = "tests.worker.apps.parking_faults"
 TTL = 2.0
@@ -75,6 +77,13 @@ def start_of(journal: Journal, result: Any) -> float:
     return float(journal.wait_for("start", id=result.id)[-1]["t"])
 
 
+def _is_held_by(lock: Lock, result: Any, node: Worker) -> bool:
+    """Return whether a task has been granted the lock, by the word of its worker's main process."""
+    return [(holder.get("id"), holder.get("pid"), "offered" in holder) for holder in lock.holders()] == [
+        (result.id, node.process.pid, False)
+    ]
+
+
 class TestSomethingDies:
     @trials()
     def test_the_child_that_holds(
@@ -92,6 +101,23 @@ class TestSomethingDies:
         journal.record("died", dead=run.pid, t=died)
         journal.record("go", key="a")
         all_is_well(tasks, results, journal, databases, nodes, runs_again=results[:1])
+
+    def test_the_child_that_a_lease_waits_for(
+        self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker, {"may_log": KILLED, "concurrency": 1})
+        tasks = load(APP)
+        # Nobody is to wait for this ttl.
+        results = line_up(tasks, journal, databases, "first", "second", lock={"ttl": 600.0})
+        (child,) = nodes[0].children()
+        os.kill(child, signal.SIGSTOP)
+        journal.record("go", key="a")
+        lock = lock_of(tasks, "a")
+        eventually(lambda: _is_held_by(lock, results[1], nodes[0]), PATIENCE, "the lease that was asked for on the way")
+        died = time.monotonic()
+        os.kill(child, signal.SIGKILL)
+        assert start_of(journal, results[2]) - died < 1.0
+        all_is_well(tasks, results, journal, databases, nodes)
 
     @trials()
     def test_the_worker_that_holds(
@@ -393,7 +419,8 @@ class TestAWorkerStops:
     ) -> None:
         nodes = both(worker, {"concurrency": 1})
         tasks = load(APP)
-        results = line_up(tasks, journal, databases, "first")
+        # Nobody is to wait for this ttl: neither an offer nor a lease that waits for its executor lasts as long.
+        results = line_up(tasks, journal, databases, "first", lock={"ttl": 600.0})
         # They stand behind it.
         results.append(tasks.work.apply_async(("a", 3.0), queue="second"))
         in_line(journal, results[1:], databases)

@@ -151,7 +151,13 @@ def store() -> SlowStore:
 @pytest.fixture
 def parking(consumer: Consumer) -> Iterator[Parking]:
     warden: Any = SimpleNamespace(
-        worker=consumer, loop=consumer, shelf=consumer, generation=0, keeper=Keeper("distlock-test"), ending=lambda: 0
+        worker=consumer,
+        loop=consumer,
+        shelf=consumer,
+        generation=0,
+        keeper=Keeper("distlock-test"),
+        ending=lambda: 0,
+        children_die_alone=True,
     )
     parking = Parking(warden)
     yield parking

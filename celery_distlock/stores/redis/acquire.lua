@@ -13,8 +13,16 @@ if redis.call('EXISTS', holders, waiters, tombs) == 0 then
   return grant()
 end
 
--- include: queue
 -- include: held
+-- Whose turn it is, as a rule: nothing else in the line matters then, and polls see to it.
+if tonumber(redis.call('ZSCORE', deadlines, owner) or 0) > now then
+  local fence = held()
+  if fence then
+    return fence
+  end
+end
+
+-- include: queue
 local NAMED = 10
 
 local function contended(wait)

@@ -163,6 +163,49 @@ class Connections:
         finally:
             self._give(link)
 
+    def begin(self, command: bytes) -> Callable[[float], Answer | None] | None:
+        """Send one command on a connection that is there, and do not wait.
+
+        Returns:
+            None if there is none, or it is lost: nothing is connected here. Else what is to be called once, with the
+            seconds that it may wait, and returns the answer; None if it did not come in time.
+        """
+        if self._pid != os.getpid():
+            return None
+        try:
+            link = self._idle.pop()
+        except IndexError:
+            return None
+        wire, sent = link.wire, time.monotonic()
+        try:
+            if wire is None:
+                self._give(link)
+                return None
+            wire.send(command)
+        except BaseException as exc:
+            link.disconnect()
+            self._give(link)
+            if isinstance(exc, RedisError):
+                return None
+            raise
+
+        def finish(seconds: float) -> Answer | None:
+            try:
+                link.wait_at_most(seconds)
+                replies = wire.receive(1, time.monotonic() + seconds)
+                link.wait_at_most(self._timeout)
+                return Answer(replies, sent, 1)
+            except BaseException as exc:
+                # Its reply would be taken for the next command's.
+                link.disconnect()
+                if isinstance(exc, RedisError):
+                    return None
+                raise
+            finally:
+                self._give(link)
+
+        return finish
+
     def _take(self) -> _Link:
         if self._pid != os.getpid():
             self.drop()

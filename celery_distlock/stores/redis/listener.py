@@ -42,6 +42,7 @@ from celery_distlock.lease import new_owner
 from celery_distlock.stores.base import EventLoop, Listener
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.scripts import command
+from celery_distlock.stores.redis.wire import Pushes, pushes_of
 
 __all__ = ["RedisListener"]
 
@@ -50,6 +51,8 @@ logger = logging.getLogger(__name__)
 #: Seconds of silence after which the server must give a sign of life.
 _QUIET = 10.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 1.0
+#: How redis-py is to read; with RESP 3, what it is told is a push.
+_READING = {"disable_decoding": True, "disconnect_on_error": False, "push_request": True}
 
 
 class RedisListener(Listener):
@@ -154,7 +157,7 @@ class RedisListener(Listener):
         asked = False
         while not self._closed.is_set():
             try:
-                self._read(connection)
+                self._hear(connection.read_response(**_READING))
             except TimeoutError:
                 if asked:
                     raise ConnectionError("the server is silent") from None
@@ -170,11 +173,21 @@ class RedisListener(Listener):
         failures: list[Exception] = []
         self._heard_at = time.monotonic()
 
+        pushes: Pushes | None = None
+
         def read() -> bool:
+            nonlocal pushes
             try:
+                if pushes is not None:
+                    self._heard_at = time.monotonic()
+                    for push in pushes.arrived():
+                        self._hear(push)
+                    return not self._over.is_set()
                 while not self._over.is_set() and connection.can_read(timeout=0):
                     self._heard_at = time.monotonic()
-                    self._read(connection)
+                    self._hear(connection.read_response(**_READING))
+                # By now nothing is left in redis-py's own buffer, which took more time than everything else.
+                pushes = pushes_of(connection)
             except Exception as exc:
                 # Our thread says what it makes of it.
                 failures.append(exc)
@@ -206,11 +219,9 @@ class RedisListener(Listener):
         if failures:
             raise failures[0]
 
-    def _read(self, connection: Any) -> None:
-        # As a push, with RESP 3.
-        reply = connection.read_response(disable_decoding=True, disconnect_on_error=False, push_request=True)
-        if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
-            hint = self._layout.hint(reply[2])
+    def _hear(self, push: Any) -> None:
+        if isinstance(push, list) and len(push) == 3 and push[0] == b"message":
+            hint = self._layout.hint(push[2])
             if hint is not None:
                 self._on_offer(*hint)
 

@@ -10,12 +10,14 @@ local GRACE = 100000
 local CLAIM_TTL = 2000000
 local MANY = 1000
 
--- Let a key exist for at least as long as this.
+-- Let a key exist for at least as long as this; returns for how many ms it does.
 local function outlive(key, microseconds)
-  local least = math.ceil(microseconds / 1000) + 500
-  if redis.call('PTTL', key) < least then
+  local least, left = math.ceil(microseconds / 1000) + 500, redis.call('PTTL', key)
+  if left < least then
     redis.call('PEXPIRE', key, digits(least))
+    left = least
   end
+  return left
 end
 
 -- Waiters that have stopped asking, and offers that nobody has taken: each is handled once in its life.
@@ -95,12 +97,15 @@ local function settle(quiet, proven)
     if earliest > now and not proven then
       return made, earliest - now
     end
-    if believed() >= limit then
-      return made, 0
-    end
-    local wait = make_room(limit)
-    if wait > 0 then
-      return made, wait
+    local listed = redis.call('ZCARD', holders)
+    if listed >= limit then
+      if believed() >= limit then
+        return made, 0
+      end
+      local wait = make_room(limit)
+      if wait > 0 then
+        return made, wait
+      end
     end
     hold = tonumber(hold or CLAIM_TTL)
     redis.call('ZREM', waiters, first)
@@ -108,10 +113,10 @@ local function settle(quiet, proven)
     redis.call('ZADD', holders, digits(now + hold), first)
     redis.call('HSET', records, first, next_number() .. ' ' .. digits(limit) .. ' ' .. (record or '{}'))
     redis.call('ZADD', deadlines, digits(now + hold), first)
-    outlive(holders, hold)
+    local lasts = outlive(holders, hold)
     outlive(records, hold)
     -- Never without the deadline: that is what tells an offer from a lease.
-    outlive(deadlines, 1000 * redis.call('PTTL', holders))
+    outlive(deadlines, 1000 * lasts)
     if (listener or '') ~= '' and first ~= quiet then
       -- pcall: a user who may not publish gets no hints; that must not make a release fail.
       local channel = string.match(meta, '^[^{]*') .. 'offers:' .. listener

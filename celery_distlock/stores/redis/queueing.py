@@ -28,15 +28,17 @@ from typing import TYPE_CHECKING, Any
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, deadline_of
 from celery_distlock.stores.base import EventLoop, Listener, Queueing
 from celery_distlock.stores.redis import arguments
-from celery_distlock.stores.redis.connection import Answer
+from celery_distlock.stores.redis.connection import Answer, Connections
 from celery_distlock.stores.redis.layout import Layout
 from celery_distlock.stores.redis.listener import RedisListener
-from celery_distlock.stores.redis.scripts import CONFIRM, ENQUEUE, POLL, WITHDRAW, Script
+from celery_distlock.stores.redis.scripts import ACQUIRE, CONFIRM, ENQUEUE, POLL, WITHDRAW, Script
 
 __all__ = ["RedisQueueing"]
 
 #: How many waiters one script looks at, so that others get a word in between.
 _MANY = 100
+#: Seconds that a confirmation may still take whose answer was not waited for at first.
+_SOON = 0.005
 
 
 class RedisQueueing(Queueing):
@@ -45,6 +47,7 @@ class RedisQueueing(Queueing):
     name: str
     _layout: Layout
     _make: Callable[[], Any]
+    _connections: Connections
     _listeners: weakref.WeakSet[RedisListener]
 
     if TYPE_CHECKING:
@@ -125,6 +128,20 @@ class RedisQueueing(Queueing):
             else:
                 found.append(None)
         return found
+
+    def confirming(self, claim: Claim) -> Callable[[], Lease | None] | None:
+        """Send a confirmation, without waiting; see :meth:`Queueing.confirming`."""
+        # In the words in which executors ask, for the server may not know any others.
+        answered = self._connections.begin(ACQUIRE.call(self._layout.packed(claim.key), arguments.of_claim(claim)))
+        if answered is None:
+            return None
+
+        def confirmed() -> Lease | None:
+            answer = answered(_SOON)
+            reply = None if answer is None else answer.replies[0]
+            return _lease(claim, reply, answer.sent) if answer is not None and isinstance(reply, bytes) else None
+
+        return confirmed
 
     def withdraw(self, claims: Sequence[Claim]) -> None:
         """Leave the line; see :meth:`Queueing.withdraw`.

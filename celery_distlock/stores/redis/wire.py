@@ -8,12 +8,14 @@ With RESP 3 the server may speak up unasked; there redis-py reads.
 from __future__ import annotations
 
 import builtins
+import socket
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from redis.exceptions import ConnectionError, InvalidResponse, ResponseError, TimeoutError
 
-__all__ = ["Wire", "wire_of"]
+__all__ = ["Pushes", "Wire", "pushes_of", "wire_of"]
 
 _CHUNK = 65536
 _ERROR, _STRING, _INTEGER, _TEXT, _ARRAY = b"-$:+*"
@@ -46,8 +48,25 @@ class Wire:
             redis.TimeoutError: the socket's timeout, or ``end``, has passed.
             redis.InvalidResponse: this is not RESP 2.
         """
+        self.send(commands)
+        return self.receive(count, end)
+
+    def send(self, commands: bytes) -> None:
+        """Send these commands; their replies are to be received before anything else is sent.
+
+        Raises:
+            redis.ConnectionError, redis.TimeoutError: see :meth:`exchange`.
+        """
         try:
             self._sock.sendall(commands)
+        except builtins.TimeoutError as exc:
+            raise TimeoutError("no answer in time") from exc
+        except OSError as exc:
+            raise ConnectionError(f"the connection was lost: {exc}") from exc
+
+    def receive(self, count: int, end: float) -> list[Any]:
+        """Return the replies to what was sent; arguments and errors are those of :meth:`exchange`."""
+        try:
             data = self._data = self._sock.recv(_CHUNK)
             if not data:
                 self._closed()
@@ -121,6 +140,64 @@ class Wire:
         raise ConnectionError("the server closed the connection")
 
 
+class _IncompleteError(Exception):
+    """A reply has not come as a whole yet."""
+
+
+class Pushes(Wire):
+    """What the server sends unasked to one connected redis-py connection that has subscribed to something.
+
+    From now on its socket does not block.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        self._sock.setblocking(False)
+
+    def arrived(self) -> Iterator[Any]:
+        """Read once, and yield what has come as a whole by now.
+
+        Raises:
+            redis.ConnectionError: the connection is lost.
+            redis.InvalidResponse: this is not RESP 2.
+        """
+        try:
+            piece = self._sock.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            raise ConnectionError(f"the connection was lost: {exc}") from exc
+        if not piece:
+            self._closed()
+        self._data = self._data[self._at :] + piece
+        self._at = 0
+        while self._at < len(self._data):
+            start = self._at
+            try:
+                push = self._reply()
+            except _IncompleteError:
+                self._at = start
+                return
+            except ValueError as exc:
+                raise InvalidResponse(f"the server does not speak RESP 2: {exc}") from exc
+            yield push
+
+    def _more(self) -> NoReturn:
+        raise _IncompleteError
+
+
 def wire_of(connection: Any) -> Wire | None:
     """Return the wire of a connected redis-py connection; None if it does not speak RESP 2."""
     return Wire(connection) if str(connection.protocol) == "2" else None
+
+
+def pushes_of(connection: Any) -> Pushes | None:
+    """Return what is pushed to a connection of which everything that has come so far was read by redis-py.
+
+    None if it does not speak RESP 2, or its socket is not a plain one: behind encryption there is another buffer, of
+    which an event loop knows nothing.
+    """
+    plain = type(connection._sock) is socket.socket
+    return Pushes(connection) if plain and str(connection.protocol) == "2" else None
