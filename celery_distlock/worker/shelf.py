@@ -23,12 +23,15 @@ class Shelf:
         self._loop = loop
         self._consumer: Any = None
         self._updating = False
+        #: For how many the limit was raised.
+        self._counted = 0
         #: Whether the broker ignores changes of the prefetch limit (quorum queues): parked messages would starve us.
         self.static = False
 
     def connected(self, consumer: Any) -> None:
         """Note a new connection: what was parked on the old one is delivered again by the broker."""
         self._consumer = consumer
+        self._counted = 0
         self.static = bool(
             consumer.app.conf.worker_detect_quorum_queues
             and detect_quorum_queues(consumer.app, consumer.connection.transport.driver_type)[0]
@@ -38,10 +41,19 @@ class Shelf:
         """Have the broker send one message more in its place; False if it must not (``worker_eta_task_limit``)."""
         qos = self._consumer.qos
         before = qos.value
-        # 0 is no limit, and does not change.
-        request.counted = bool(qos.increment_eventually() > before)
+        if before == 0:
+            # No limit, and it does not change.
+            return True
+        # What is not on the shelf must get through as ever. But at its own limit Celery does not raise this one for a
+        # message with an ETA, and lowers it for that nevertheless: so it may have become too small meanwhile.
+        least = self._consumer.initial_prefetch_count + self._counted
+        most = getattr(qos, "max_prefetch", None)
+        room = most is None or least < most
+        after = qos.increment_eventually(max(room, least + room - before))
+        request.counted = bool(room and after > before)
+        self._counted += request.counted
         self._update()
-        return bool(request.counted or before == 0)
+        return bool(request.counted)
 
     def take(self, request: Any) -> None:
         """Take back what :meth:`put` did."""
@@ -60,6 +72,7 @@ class Shelf:
             self._lower()
 
     def _lower(self) -> None:
+        self._counted -= 1
         self._consumer.qos.decrement_eventually()
         self._update()
 

@@ -204,6 +204,10 @@ def test_on_quorum_queues_they_are_published_again_with_their_tickets(
         assert len(set(said)) == 3, "they kept their tickets"
 
 
+#: Where a task that runs leaves the worker time to receive others.
+OTHERS = ("threads", "gevent")
+
+
 class TestTheWorkerIsTold:
     @pytest.mark.slow
     def test_a_rate_limit(self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases) -> None:
@@ -242,8 +246,7 @@ class TestTheWorkerIsTold:
         journal.record("go", key="a")
         all_is_well(tasks, results, journal, databases, [node])
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+    @pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in OTHERS)])
     def test_how_many_messages_it_may_keep(
         self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
