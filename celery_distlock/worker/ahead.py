@@ -16,8 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from celery_distlock.lease import Claim
 from celery_distlock.worker.parked_request import ParkedRequest
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Ahead:
 
     def __init__(self, warden: Warden) -> None:
         self._warden = warden
-        #: Whose leases wait, and since when (monotonic); the oldest first.
-        self._given: deque[tuple[float, Supervised]] = deque()
+        #: For whom was asked in which name, and since when (monotonic); the oldest first.
+        self._asked: deque[tuple[float, Any, Claim]] = deque()
         self._looks = False
 
     def ask(self, parked: ParkedRequest) -> Callable[[], None]:
@@ -51,30 +52,42 @@ class Ahead:
         if confirmed is None:
             return _nothing
 
+        # From now on, for whatever comes next: a worker that is shut down in this very moment, in a signal's handler,
+        # may never return here.
+        self._asked.append((time.monotonic(), parked.request, claim))
+        if not self._looks:
+            self._looks = True
+            self._warden.keeper.call_after(_PATIENCE, self._look)
+
         def give() -> None:
             lease = confirmed()
-            supervised: Supervised | None = parked.request.supervised
-            if lease is None or supervised is None or supervised.cell is None:
-                return
-            supervised.cell.give(lease)
-            self._given.append((time.monotonic(), supervised))
-            if not self._looks:
-                self._looks = True
-                self._warden.keeper.call_after(_PATIENCE, self._look)
+            supervised = _admitted(parked.request, claim)
+            if lease is not None and supervised is not None and supervised.cell is not None:
+                supervised.cell.give(lease)
 
         return give
 
     def _look(self) -> None:
         """Give back what nobody has come for. In the keeper's thread."""
         too_early = time.monotonic() - _PATIENCE
-        while self._given and self._given[0][0] <= too_early:
-            _, supervised = self._given.popleft()
-            if not supervised.begun:
+        while self._asked and self._asked[0][0] <= too_early:
+            _, request, claim = self._asked.popleft()
+            supervised = _admitted(request, claim)
+            if supervised is not None and not supervised.begun:
                 self._warden.take_back(supervised)
+            elif request.waited is not None and request.waited.called is not None:
+                # Not even handed to the pool.
+                self._warden.give_up_place(request, claim)
         self._looks = False
-        if self._given:
+        if self._asked:
             self._looks = True
-            self._warden.keeper.call_after(self._given[0][0] - too_early, self._look)
+            self._warden.keeper.call_after(self._asked[0][0] - too_early, self._look)
+
+
+def _admitted(request: Any, claim: Claim) -> Supervised | None:
+    """Return what was made of a request in this name; None before it was admitted, and when it has ended."""
+    supervised: Supervised | None = request.supervised
+    return supervised if supervised is not None and supervised.owner == claim.owner else None
 
 
 def _nothing() -> None:

@@ -158,7 +158,7 @@ class Warden:
         waited = request.waited
         if waited is not None and waited.called is not None:
             request.waited = waited._replace(called=None)
-            self._give_up_place(request, waited.called)
+            self.give_up_place(request, waited.called)
         self.parking.climbed(request)
 
     def take_back(self, supervised: Supervised) -> bool:
@@ -166,10 +166,10 @@ class Warden:
         called, cell = supervised.called, supervised.cell
         if called is None or cell is None or supervised.ended or supervised.accepted or not cell.take_back():
             return False
-        self._give_up_place(supervised.request, called)
+        self.give_up_place(supervised.request, called)
         return True
 
-    def _give_up_place(self, request: Any, called: Claim) -> None:
+    def give_up_place(self, request: Any, called: Claim) -> None:
         """Give back the place that is kept for one who will not ask for it, be it an offer or a lease by now."""
         self.keeper.give_back(request.task._lock_store, Lease.unknown(called.key, called.owner, called.ttl))
 
@@ -281,7 +281,7 @@ class Warden:
         if cell is not None:
             self._settle(supervised, cell)
         elif supervised.called is not None and not supervised.accepted:
-            self._give_up_place(supervised.request, supervised.called)
+            self.give_up_place(supervised.request, supervised.called)
         # Last, when what it held is known: copies that waited for this run go on.
         acknowledged = supervised.request.acknowledged
         self.copies.original_ended(supervised.label, supervised.complete and acknowledged)

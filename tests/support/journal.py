@@ -54,9 +54,10 @@ def running(key: str, **fields: Any) -> Iterator[str]:
         fields: recorded with the start; ``id``, ``owner`` and ``fence`` are known to :class:`Run`.
     """
     run = uuid.uuid4().hex
-    record("start", run=run, key=key, **fields)
     error: str | None = None
     try:
+        # In here: a signal may strike as soon as it is written.
+        record("start", run=run, key=key, **fields)
         yield run
     except BaseException as exc:
         error = type(exc).__name__
