@@ -102,7 +102,8 @@ def check_result(task: Any, request: Any) -> None:
     except Exception as error:
         log.debug("Task %s[%s]: its result cannot be looked up: %r", task.name, request.id, error)
         return
-    if state in (states.PENDING, states.STARTED):
+    # It can also be WAITING, or RETRY since an earlier attempt.
+    if state not in states.READY_STATES:
         log.warning(
             "Task %s[%s]: its worker died after the work was done; the result is %s, and what stood behind it may not "
             "have been published",

@@ -6,13 +6,12 @@ wrote survives its ``kill -9``. Times are ``time.monotonic()``, which on Linux i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -45,25 +44,33 @@ def record(event: str, *, path: str | Path | None = None, **fields: Any) -> None
         os.close(fd)
 
 
-@contextlib.contextmanager
-def running(key: str, **fields: Any) -> Iterator[str]:
+class running:
     """Record a ``start`` and, however the block ends, an ``end``: one :class:`Run`. A killed process writes no end.
+
+    A class of its own: a signal that strikes while a generator is on its way into the block leaves it without an end.
 
     Arguments:
         key: what must not run twice at once.
         fields: recorded with the start; ``id``, ``owner`` and ``fence`` are known to :class:`Run`.
     """
-    run = uuid.uuid4().hex
-    error: str | None = None
-    try:
-        # In here: a signal may strike as soon as it is written.
-        record("start", run=run, key=key, **fields)
-        yield run
-    except BaseException as exc:
-        error = type(exc).__name__
-        raise
-    finally:
-        record("end", run=run, key=key, error=error)
+
+    def __init__(self, key: str, **fields: Any) -> None:
+        self._run = {"run": uuid.uuid4().hex, "key": key}
+        self._fields = fields
+
+    def __enter__(self) -> str:
+        try:
+            record("start", **self._run, **self._fields)
+        except BaseException as error:
+            self._end(type(error))
+            raise
+        return self._run["run"]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(kind)
+
+    def _end(self, kind: type[BaseException] | None) -> None:
+        record("end", **self._run, error=None if kind is None else kind.__name__)
 
 
 @dataclass(frozen=True)
