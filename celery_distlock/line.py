@@ -178,24 +178,6 @@ class Line:
                 self.look(waiter)
         return answers
 
-    def is_offered(self, waiter: Waiter) -> bool:
-        """Tell whether a waiter that was given a hint is offered the key; ask the store if its hints may be wrong.
-
-        Raises:
-            StoreUnavailable: there was no answer.
-        """
-        if not self.queue.guesses or waiter.place is None:
-            return True
-        listener = self._listener
-        [place] = self.queue.poll([waiter.place], listener="" if listener is None else listener.name)
-        if self._waiters.get((waiter.claim.key, waiter.claim.owner)) is not waiter:
-            # It has left while the poll was under way, which may have entered it again.
-            self._withdraw([waiter.claim])
-            return False
-        if place is not None:
-            self._placed(waiter, place)
-        return not isinstance(place, Ticket)
-
     def look(self, waiter: Waiter) -> None:
         """Have the store asked about this one as soon as possible."""
         self._early_look(waiter, 0.0)

@@ -191,8 +191,6 @@ class Queueing(ABC):
 
     #: Seconds for which a waiter that is not heard of keeps its place, and for which an offered place is kept for it.
     claim_ttl: float = 2.0
-    #: Whether a hint may be wrong: then it is asked for before anybody else is kept waiting because of it.
-    guesses: bool = False
 
     @abstractmethod
     def enqueue(

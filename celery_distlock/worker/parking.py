@@ -26,9 +26,9 @@ A parked task, and the thread in which it happens::
     the others stand in line again
 
 The executor turns the offer into a lease. To save it the time, this process asks in its stead while the task is on its
-way to an idle pool process, where the store can be asked without waiting (:mod:`.ahead`). A store that only guesses is
-asked first, in the line's thread. An executor that comes too late, since an offer ends by itself, is refused, and its
-task parked again with its ticket. If it never asks, the place is given back when its request ends.
+way to an idle pool process, where the store can be asked without waiting (:mod:`.ahead`). An executor that comes too
+late, since an offer ends by itself, is refused, and its task parked again with its ticket. If it never asks, the place
+is given back when its request ends.
 
 So a lock is never held by a task that cannot start, and first in, first out holds among those that can. To decline is
 up to the line's thread alone: the consumer may be busy for as long as a task of a solo pool runs.
@@ -52,7 +52,6 @@ What each failure does
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import threading
@@ -378,10 +377,7 @@ class Parking:
         parked.hinted = True
         if parked.asking:
             return
-        if parked.line.queue.guesses:
-            parked.line.call(partial(self._make_sure, parked))
-        else:
-            self._call_up(parked)
+        self._call_up(parked)
 
     def wake(self, parked: ParkedRequest) -> None:
         """Have the executor ask."""
@@ -409,13 +405,6 @@ class Parking:
             # The executor says why not: it is Completed, or its owner was barred.
             parked.asking = False
             self.wake(parked)
-
-    def _make_sure(self, parked: ParkedRequest) -> None:
-        """Call one up whom a hint says to have been offered its place, if that is so."""
-        # Without an answer, the next poll tells.
-        with contextlib.suppress(StoreUnavailable):
-            if parked.line.is_offered(parked):
-                self._call_up(parked)
 
     def _free_slots(self) -> int:
         """Return how many requests could begin at once, or as soon as the pool has heard what its executors know."""

@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from kazoo.protocol.serialization import Delete
 
 from celery_distlock.errors import StoreUnavailable
-from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Offer, Renewal, Ticket
+from celery_distlock.lease import Claim, Completed, Completion, Contended, Lease, Offer, Renewal, Ticket, deadline_of
 from celery_distlock.stores.zookeeper import ZooKeeperStore, requests, sweeping
 from celery_distlock.stores.zookeeper import queueing as zookeeper_queueing
+from celery_distlock.stores.zookeeper import store as zookeeper_store
 from celery_distlock.stores.zookeeper.completions import Completions
 from celery_distlock.testing.contract import at_once
 from tests.stores.conftest import claim, granted
@@ -544,22 +547,229 @@ def test_one_who_leaves_wakes_one_and_not_the_herd(store: ZooKeeperStore, monkey
         assert heard == looks == [places[0].owner]
 
 
-def test_a_waiter_is_not_taken_in_by_a_lease_that_moves(store: ZooKeeperStore, other: ZooKeeperStore) -> None:
-    """The node of the holder goes, and comes back under another name: the hint comes too soon."""
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The owners at whose places a store has looked again, and seen what there is to see."""
+    seen: list[str] = []
+    looked = ZooKeeperStore._looked
+
+    def counted(self: Any, place: Any, *args: Any, **options: Any) -> None:
+        looked(self, place, *args, **options)
+        seen.append(place.claim.owner)
+
+    monkeypatch.setattr(ZooKeeperStore, "_looked", counted)
+    return seen
+
+
+def test_a_waiter_is_not_taken_in_by_a_lease_that_moves(
+    store: ZooKeeperStore, other: ZooKeeperStore, looks: list[str]
+) -> None:
+    """The node of the holder goes, and comes back under another name."""
     lease = granted(store)
-    hints: list[float] = []
-    with closing(store.listen(lambda key, owner: hints.append(time.monotonic()))) as listener:
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
         place = store.enqueue(claim(), listener=listener.name)
         assert isinstance(place, Ticket)
         assert other.renew([lease]) == [Renewal.HELD]
-        eventually(lambda: hints, 5, "the hint")
+        eventually(lambda: looks, 5, "a look")
+        assert not heard.is_set()
         assert store.confirm([place.claim]) == [None]
         assert isinstance(store.poll([place])[0], Ticket)
         assert other.release([lease]) == [True]
-        eventually(lambda: len(hints) > 1, 5, "the second hint")
+        assert heard.wait(5)
         [answer] = store.confirm([place.claim])
         assert isinstance(answer, Lease)
         assert store.renew([answer]) == [Renewal.HELD]
+
+
+def offered(store: ZooKeeperStore, lease: Lease, name: str) -> Claim:
+    """Have somebody wait for a lease's key, release it, and return the waiter that was told so."""
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        place = store.enqueue(claim(owner=name), listener=listener.name)
+        assert isinstance(place, Ticket)
+        assert store.release([lease]) == [True]
+        assert heard.wait(5)
+    return place.claim
+
+
+def test_a_place_that_was_just_seen_is_taken_without_waiting_for_the_server(
+    store: ZooKeeperStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = offered(store, granted(store), "waiter")
+
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("it waits for an answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._ours.session, "exchange", refuse)
+        [lease] = store.confirm([waiting])
+    assert isinstance(lease, Lease)
+    assert store.renew([lease]) == [Renewal.HELD]
+    [path] = behind.contenders()
+    assert behind.client.exists(path).czxid == lease.fence
+    assert "waiting" not in behind.told(path)
+
+
+def test_its_lease_is_believed_from_when_it_was_looked_at(store: ZooKeeperStore) -> None:
+    first = granted(store)
+    before = time.monotonic()
+    waiting = offered(store, first, "waiter")
+    until = time.monotonic()
+    [lease] = store.confirm([waiting])
+    assert isinstance(lease, Lease)
+    assert deadline_of(before, lease.ttl) < lease.deadline < deadline_of(until, lease.ttl)
+
+
+def test_a_waiter_whose_node_has_gone_before_is_not_told_of_a_place(
+    store: ZooKeeperStore, behind: Behind, looks: list[str]
+) -> None:
+    lease = granted(store)
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        assert isinstance(store.enqueue(claim()), Ticket)
+        behind.client.delete(behind.contenders()[1])
+        store.release([lease])
+        eventually(lambda: looks, 5, "a look")
+        assert not heard.is_set()
+        assert store.confirm([place.claim]) == [None]
+
+
+def test_a_holder_whose_node_has_gone_since_is_told_to_renew_at_once(store: ZooKeeperStore, behind: Behind) -> None:
+    doubts = threading.Event()
+    store.when_in_doubt(doubts.set)
+    waiting = offered(store, granted(store), "waiter")
+    behind.client.delete(behind.contenders()[0])
+    [lease] = store.confirm([waiting])
+    if lease is not None:
+        assert isinstance(lease, Lease)
+        assert doubts.wait(5)
+        assert store.renew([lease]) == [Renewal.GONE]
+
+
+def test_a_place_that_was_seen_too_long_ago_is_looked_at_again(
+    store: ZooKeeperStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zookeeper_queueing, "_FRESH", 0.0)
+    waiting = offered(store, granted(store), "waiter")
+    behind.client.delete(behind.contenders()[0])
+    assert store.confirm([waiting]) == [None]
+
+
+def test_so_is_one_that_was_seen_by_another_session(store: ZooKeeperStore, behind: Behind) -> None:
+    waiting = offered(store, granted(store), "waiter")
+    [place] = store._ours.places.all()
+    assert place.seen is not None
+    place.seen = replace(place.seen, session=place.seen.session + 1)
+    behind.client.delete(behind.contenders()[0])
+    assert store.confirm([waiting]) == [None]
+
+
+def test_so_is_one_that_was_seen_but_not_after_somebody_had_gone(
+    store: ZooKeeperStore, other: ZooKeeperStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = granted(other)
+    ask = requests.get
+
+    def go_first(path: str, watch: Any = None) -> Any:
+        if watch is not None:
+            other.release([lease])
+        return ask(path, watch)
+
+    monkeypatch.setattr(zookeeper_queueing.requests, "get", go_first)
+    heard = threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        assert heard.wait(5)
+    behind.client.delete(behind.contenders()[0])
+    assert store.confirm([place.claim]) == [None]
+
+
+def test_a_place_that_another_process_has_made_its_own_is_not_offered_here(
+    store: ZooKeeperStore, other: ZooKeeperStore, looks: list[str]
+) -> None:
+    lease = granted(other)
+    heard, there = threading.Event(), threading.Event()
+    with closing(store.listen(lambda key, owner: heard.set())) as listener:
+        place = store.enqueue(claim(), listener=listener.name)
+        assert isinstance(place, Ticket)
+        with closing(other.listen(lambda key, owner: there.set())) as others:
+            assert isinstance(other.poll([place], listener=others.name)[0], Ticket)
+            other.release([lease])
+            assert there.wait(5)
+        eventually(lambda: len(looks) > 1, 5, "both looks")
+        assert not heard.is_set()
+
+
+def test_a_place_seen_by_a_session_that_has_ended_since_is_not_taken(
+    zookeeper_server: ZooKeeperServer, store: ZooKeeperStore
+) -> None:
+    waiting = offered(store, granted(store), "waiter")
+    expire_session(zookeeper_server, store)
+    assert store.confirm([waiting]) == [None]
+
+
+def test_nor_is_one_whose_owner_was_barred_or_has_left_since(store: ZooKeeperStore) -> None:
+    waiting = offered(store, granted(store), "barred")
+    store.release([Lease.unknown(waiting.key, waiting.owner, waiting.ttl)])
+    assert store.confirm([waiting]) == [None]
+    waiting = offered(store, granted(store), "left")
+    store.withdraw([waiting])
+    assert store.confirm([waiting]) == [None]
+
+
+def test_a_word_that_was_lost_is_repeated_by_the_next_renewal_and_the_lease_taken_for_no_place(
+    zookeeper_server: ZooKeeperServer,
+    zookeeper_url: str,
+    proxy: StartProxy,
+    open_zookeeper: OpenStore,
+    behind: Behind,
+) -> None:
+    between = proxy(zookeeper_server)
+    store = open_zookeeper(through(between, zookeeper_url))
+    store.claim_ttl = 0.5
+    waiting = offered(store, granted(store), "waiter")
+
+    def is_word(packet: bytes) -> bool:
+        return int.from_bytes(packet[8:12], "big") == 5
+
+    lost = between.swallow_request(is_word)
+    [lease] = store.confirm([waiting])
+    assert isinstance(lease, Lease)
+    lost.wait()
+    [path] = behind.contenders()
+    assert "waiting" in behind.told(path)
+    # A poll that had been under way asks for it.
+    [offer] = store.poll([Ticket(waiting, lease.fence, 0)])
+    assert isinstance(offer, Offer)
+    assert store._ours.places.all() == []
+    assert store.renew([lease]) == [Renewal.HELD]
+    eventually(lambda: "waiting" not in behind.told(path), 5, "the word")
+
+
+def test_a_release_to_somebody_who_waits_removes_one_node_and_tries_no_other(
+    store: ZooKeeperStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try is a transaction, which is agreed upon and written down."""
+    # Somebody has come since the lock was taken.
+    monkeypatch.setattr(zookeeper_store, "_LONELY", 0.0)
+    lease = granted(store)
+    assert isinstance(store.enqueue(claim()), Ticket)
+    held, _ = behind.contenders()
+    client = client_of(store)
+    send, removals = client._call, []
+
+    def noted(request: Any, result: Any) -> Any:
+        if isinstance(request, Delete):
+            removals.append(request.path.rpartition("/")[2])
+        return send(request, result)
+
+    monkeypatch.setattr(client, "_call", noted)
+    assert store.release([lease]) == [True]
+    assert removals == [held.rpartition("/")[2]]
 
 
 def test_hints_are_heard_again_after_the_connection_was_lost(

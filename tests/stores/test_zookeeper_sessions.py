@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from kazoo.exceptions import SessionExpiredError
+from kazoo.protocol.serialization import Sync
 
 from celery_distlock import Lock
 from celery_distlock.errors import LockLost, StoreUnavailable
 from celery_distlock.lease import Claim, Lease, Renewal, new_owner
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.zookeeper.client import Client
 from tests.stores.zookeeper import client_of
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
@@ -71,6 +76,38 @@ def test_what_was_said_a_moment_ago_the_leader_need_not_know(held: Connected) ->
     held.silent_for(0.2)
     assert held.store.renew([held.lease]) == [Renewal.HELD]
     assert held.states == ["SUSPENDED", "CONNECTED"]
+
+
+def in_its_thread(client: Client, function: Callable[[], object]) -> None:
+    """Have something done in the thread that sends and reads."""
+    done = threading.Event()
+    client.overhear_children("/", lambda names: (function(), done.set()))
+    assert done.wait(5)
+
+
+def test_what_follows_an_answer_may_fail(held: Connected) -> None:
+    client = client_of(held.store)
+    in_its_thread(client, lambda: client.overhear_children("/", lambda names: 1 / 0))
+    assert held.store.renew([held.lease]) == [Renewal.HELD]
+    assert held.states == []
+
+
+def test_an_answer_does_not_count_if_the_leader_does_not_know_the_session(held: Connected) -> None:
+    """A follower may still answer what it can without the leader."""
+    client = client_of(held.store)
+    send, heard = client._call, []
+
+    def refused(request: Any, result: Any) -> None:
+        if isinstance(request, Sync):
+            result.set_exception(SessionExpiredError())
+        else:
+            send(request, result)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(client, "_call", refused)
+        client.overhear_children("/", heard.append)
+        assert client.exists_async("/").get(timeout=5) is not None
+    assert heard == []
 
 
 def test_a_session_without_anything_to_do_is_heard_of(zookeeper_url: str) -> None:

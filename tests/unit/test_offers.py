@@ -18,8 +18,6 @@ class Line:
 
     def __init__(self) -> None:
         self.answer: Any = None
-        self.queue = SimpleNamespace(guesses=False)
-        self.offers = True
         self.polling = False
         self.left: list[Any] = []
         self.calls: list[Callable[[], None]] = []
@@ -30,9 +28,6 @@ class Line:
         answer = self.answer()
         parked.asking = isinstance(answer, Lease)
         return answer
-
-    def is_offered(self, parked: Any) -> bool:
-        return self.offers
 
     def take(self, parked: Any) -> bool:
         return not self.polling
@@ -125,17 +120,6 @@ def test_a_slot_is_free_as_soon_as_its_executor_has_released_its_lock(
     parking.offered(parked)
     parking.offered(other)
     assert list(parking._called) == ["owner"]
-
-
-@pytest.mark.parametrize("is_so", [True, False])
-def test_a_store_that_guesses_is_asked_before_anybody_is_called(
-    parking: Parking, parked: Any, line: Line, is_so: bool
-) -> None:
-    line.queue.guesses, line.offers = True, is_so
-    parking.offered(parked)
-    assert parking._called == {}
-    line.make_calls()
-    assert list(parking._called) == ["owner"] * is_so
 
 
 def test_a_poll_that_is_under_way_is_over_before_anybody_is_called(parking: Parking, parked: Any, line: Line) -> None:

@@ -8,7 +8,7 @@ import select
 import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kazoo.client import KazooClient
@@ -20,8 +20,10 @@ from kazoo.protocol.serialization import (
     Create,
     Create2,
     Delete,
+    GetChildren,
     MultiHeader,
     SetData,
+    Sync,
     Transaction,
     ZnodeStat,
     int_struct,
@@ -77,6 +79,27 @@ class _Committed:
         results = Results(self._result.get(timeout=timeout))
         results.number = self._request.number
         return results
+
+
+class _Overheard:
+    """In the place of kazoo's result: has a function called in the very thread that reads the answer.
+
+    Arguments:
+        then: is given the answer; not called if there is none, or if that is an error.
+    """
+
+    def __init__(self, then: Callable[[Any], None]) -> None:
+        self._then = then
+
+    def set(self, value: Any = None) -> None:
+        try:
+            self._then(value)
+        except Exception:
+            # Kazoo's thread would end by it.
+            logger.exception("unexpected error in what follows an answer")
+
+    def set_exception(self, exception: BaseException) -> None:
+        """Nothing follows."""
 
 
 class _Container(Create):  # type: ignore[misc]  # kazoo has no types
@@ -151,6 +174,17 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
         request, result = _Transaction(operations), self.handler.async_result()
         self._call(request, result)
         return _Committed(result, request)
+
+    def overhear_children(self, path: str, then: Callable[[list[str]], None]) -> None:
+        """Ask for the names of a node's children as they are for the leader, who must know of our session.
+
+        Arguments:
+            path: the node's.
+            then: is given them in the thread that reads them, and must not block; never called if there is an error.
+        """
+        said: list[bool] = []
+        self._call(Sync(path), _Overheard(lambda _: said.append(True)))
+        self._call(GetChildren(path, None), _Overheard(lambda names: then(names) if said else None))
 
     def wait_connected(self, timeout: float) -> bool:
         """Wait until there is a connection, and tell whether there is."""

@@ -19,7 +19,7 @@ import heapq
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -111,7 +111,7 @@ class Contenders:
 
     def __init__(self, address: Address, layout: Layout, on_connected: Callable[[], None]) -> None:
         self.layout = layout
-        self.session = Session(address, self._on_connected, self._on_ended, self._on_lost)
+        self.session = Session(address, self._on_connected, self._on_ended, self.doubt)
         #: Called in kazoo's thread when the server has ended a session; must not block.
         self.doubters: list[Callable[[], None]] = []
         self.clock = Clock(self.session, layout.clock)
@@ -211,6 +211,11 @@ class Contenders:
         known = self.known.get((lease.key, lease.owner))
         return known if known is not None and known.fence == lease.fence else None
 
+    def is_lease(self, key: str, owner: str, path: str) -> bool:
+        """Tell whether a node is remembered as that of a lease, though it may not tell so itself."""
+        known = self.known.get((key, owner))
+        return known is not None and known.path == path
+
     # -- entering and leaving -----------------------------------------------------------------------------------------
 
     def found(
@@ -289,17 +294,41 @@ class Contenders:
         """
         if not wanted:
             return []
-        replies = self.session.exchange([requests.delete(path) for _, path in wanted], end).replies
-        self.clean(wanted)
+        replies = self.remove([requests.delete(path) for _, path in wanted], wanted, end)
         return [not isinstance(reply, KazooException) for reply in replies]
 
-    def clean(self, wanted: Iterable[tuple[str, str]]) -> None:
+    def remove(self, asked: Sequence[requests.Request], wanted: Sequence[tuple[str, str]], end: float) -> list[Any]:
+        """Send requests that remove nodes, and return the answers; remove what belongs to those nodes.
+
+        Whether somebody is left in a key's line is asked with them: a removal in vain is a transaction, too, and in the
+        next holder's way.
+
+        Arguments:
+            asked: what removes them.
+            wanted: their keys and paths; see :meth:`clean`.
+            end: monotonic time.
+        """
+        if not asked:
+            return []
+        keys = list(dict.fromkeys(key for key, _ in wanted if not self.layout.shares(key)))
+        looks = [requests.exists(self.layout.lock(key)) for key in keys]
+        replies = self.session.exchange([*asked, *looks], end).replies
+        stats = replies[len(asked) :]
+        taken = {key for key, stat in zip(keys, stats, strict=True) if stat is None or stat.numChildren}
+        self.clean(wanted, taken)
+        return replies[: len(asked)]
+
+    def clean(self, wanted: Iterable[tuple[str, str]], taken: Collection[str] = ()) -> None:
         """Remove what belongs to removed nodes, given their keys and paths; wait for no answer.
 
         Their keys' nodes, where nobody is left; and of those that nobody keeps alive what tells who sweeps of them.
+
+        Arguments:
+            wanted: keys and paths.
+            taken: keys in whose lines somebody is known to be.
         """
         pairs = list(wanted)
-        keys = dict.fromkeys(key for key, _ in pairs if not self.layout.shares(key))
+        keys = dict.fromkeys(key for key, _ in pairs if key not in taken and not self.layout.shares(key))
         kept = [at for _, path in pairs if (at := self.layout.kept_at(path)) is not None]
         for key in keys:
             self.session.send(requests.delete(self.layout.lock(key)), self._removed(key, ""))
@@ -349,16 +378,16 @@ class Contenders:
     def granted(self, claim: Claim, node: Node, answer: Answer, *, alone: bool = False) -> Lease:
         """Return the lease for a node that has a place and was there when it was asked for."""
         pair = (claim.key, claim.owner)
-        self.places.drop(*pair)
         alone_since = answer.sent if alone else -math.inf
+        # In this order: whoever finds no place any more finds that there is a lease.
         self.known.put(pair, Known(node.contender, node.path, node.fence, answer.session, alone_since))
+        self.places.drop(*pair)
         deadline = deadline_of(answer.sent, answer.ttl)
         return Lease(claim.key, claim.owner, node.fence, answer.ttl, deadline, claim.limit)
 
-    def confirmed(self, claim: Claim, place: Place, stat: Any, answer: Answer) -> Lease:
-        """Return the lease for a place whose node has just been written."""
-        fence = place.fence or stat.czxid
-        node = Node(place.contender, place.path, {}, fence, stat.ephemeralOwner, stat.version)
+    def confirmed(self, claim: Claim, place: Place, answer: Answer) -> Lease:
+        """Return the lease for a place that was there when it was asked for."""
+        node = Node(place.contender, place.path, {}, place.number, answer.session, 0)
         return self.granted(claim, node, answer)
 
     def remember(self, lease: Lease, node: Node, answer: Answer) -> None:
@@ -491,6 +520,7 @@ class Contenders:
     def _on_ended(self) -> None:
         self.places.clear()
 
-    def _on_lost(self) -> None:
+    def doubt(self) -> None:
+        """Say that leases may just have been lost."""
         for callback in list(self.doubters):
             callback()

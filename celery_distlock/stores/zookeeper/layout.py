@@ -116,10 +116,6 @@ class Line:
         """Return all nodes of an owner: a create that was sent twice makes two."""
         return [one for one in self.contenders if one.owner == owner]
 
-    def is_next(self, index: int) -> bool:
-        """Tell whether the contender at this index has a place as soon as any of those before it goes."""
-        return self.placed == index == self.contenders[index].limit
-
     def before(self, index: int) -> list[Contender]:
         """Return those of whom one must go before the contender at this index can have a place.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from celery_distlock.lease import Claim
 from celery_distlock.stores.zookeeper.layout import Contender
+from celery_distlock.stores.zookeeper.session import Answer
 
 __all__ = ["Place", "Places"]
 
@@ -35,8 +36,7 @@ class Place:
         offered: monotonic time from which it is known to have been offered the place.
         confirming: whether it is just being turned into a lease.
         armed: whether an event will tell when to look again.
-        next: whether that event says that there is a place.
-        guessed: whether the offer was concluded from the event alone.
+        seen: the answer in which it was seen to have the place, right after another one's node had gone.
     """
 
     claim: Claim
@@ -50,8 +50,7 @@ class Place:
     offered: float | None = None
     confirming: bool = False
     armed: bool = False
-    next: bool = False
-    guessed: bool = False
+    seen: Answer | None = None
 
     @property
     def due(self) -> float:

@@ -8,8 +8,18 @@ Authority
 How a waiter hears of it
     Its process watches the nodes of whom one must go first (``Line.before``), as a rule the one in front of it. The
     watch is set by reading that node: if it has gone in between there is nothing to read, and the line is looked at
-    again. So no going is missed. For the first waiter the event itself is the hint: whether it has a place now is seen
-    in the same round trip in which it is taken. (It has none if the node has not gone, but moved to another session.)
+    again. So no going is missed. The thread that hears of it looks at the line at once, for the node may have moved to
+    another session; what it saw then is good for a lease.
+
+Why to have seen the place is enough
+    Whoever has a place keeps it until its node is gone, and that is gone only with its session, or in its owner's name.
+    The leader was asked, as for a renewal, and so the session lasts for its ttl from the moment of asking. The word
+    that the waiter has taken its place tells others who holds; it is sent at once, but not waited for. If it was lost
+    with the connection, the next renewal repeats it; if the node is not there, holders are told to renew now.
+
+    A leader that was replaced without knowing it may answer, too, until it steps down. So this goes only for a look
+    that follows the going of a node: a majority agreed upon that, less than half of the session's time-out ago, or the
+    look would not have been sent (``connection.py``). Every other offer is taken by a word that is waited for.
 
 What each failure does
     * A waiter dies with its process: its place lasts as long as the session.
@@ -38,14 +48,16 @@ from celery_distlock.stores.zookeeper.layout import Contender, Layout, Line
 from celery_distlock.stores.zookeeper.listener import ZooKeeperListener, listener_named, listeners_of
 from celery_distlock.stores.zookeeper.places import Place
 from celery_distlock.stores.zookeeper.record import packed
+from celery_distlock.stores.zookeeper.session import Answer
 
 __all__ = ["ZooKeeperQueueing"]
+
+#: For this part of its session's ttl a place that was seen may be taken without another question.
+_FRESH = 0.05
 
 
 class ZooKeeperQueueing(Queueing):
     """The part of :class:`ZooKeeperStore` that deals with waiters."""
-
-    guesses = True
 
     _layout: Layout
     _ours: Contenders
@@ -160,7 +172,6 @@ class ZooKeeperQueueing(Queueing):
             else:
                 kept = self._kept(claim, line.contenders[index], listener, end)
             if index < line.placed:
-                kept.guessed = False
                 found.append(Offer(claim, number, deadline_of(kept.offer(), kept.patience)))
             else:
                 if kept.offered is not None:
@@ -200,6 +211,9 @@ class ZooKeeperQueueing(Queueing):
                 self._withdraw([claims[index]], end)
             else:
                 open_ones.append(index)
+        for index in open_ones:
+            found[index] = self._take_seen(claims[index])
+        open_ones = [index for index in open_ones if found[index] is None]
         quick = [(index, place) for index in open_ones if (place := self._offered(claims[index])) is not None]
         if quick:
             for index, lease in self._confirm_offered(claims, quick, end):
@@ -217,30 +231,37 @@ class ZooKeeperQueueing(Queueing):
     def _confirm_offered(
         self, claims: Sequence[Claim], offered: Sequence[tuple[int, Place]], end: float
     ) -> list[tuple[int, Lease]]:
-        """Write the word, and look where it makes the difference; without a place the word means nothing."""
+        """Write the word; who once has a place has it for as long as its node is there."""
         ours = self._ours
-        asked: list[requests.Request] = []
-        for index, place in offered:
-            asked.append(requests.put(place.path, packed(claims[index], ours.session.ttl, fence=place.fence), 0))
-            if place.guessed:
-                asked.append(requests.children(self._layout.lock(place.claim.key)))
-        answer = ours.session.exchange(asked, end)
-        replies = iter(answer.replies)
-        leases = []
-        for index, place in offered:
-            stat, names = next(replies), next(replies) if place.guessed else ()
-            if isinstance(stat, KazooException):
-                continue
-            if place.guessed:
-                line = Line(names)
-                at = line.index_of(place.claim.owner)
-                if at is None or at >= line.placed:
-                    place.no_offer()
-                    if at is not None:
-                        self._watch(place, line, at)
-                    continue
-            leases.append((index, ours.confirmed(claims[index], place, stat, answer)))
-        return leases
+        answer = ours.session.exchange([self._word(claims[index], place) for index, place in offered], end)
+        return [
+            (index, ours.confirmed(claims[index], place, answer))
+            for (index, place), stat in zip(offered, answer.replies, strict=True)
+            if not isinstance(stat, KazooException)
+        ]
+
+    def _take_seen(self, claim: Claim) -> Lease | None:
+        """Turn a place that was seen a moment ago into a lease; send the word, and do not wait for the answer."""
+        ours = self._ours
+        with ours.places.mutex:
+            place = self._offered(claim)
+            seen = None if place is None else place.seen
+            if place is None or seen is None or seen.session != ours.session.id:
+                return None
+            if time.monotonic() - seen.sent > _FRESH * seen.ttl:
+                return None
+            # First: what this process asks after it finds no place any more is executed after that.
+            ours.session.send(self._word(claim, place), partial(self._heard_of_word, place))
+            return ours.confirmed(claim, place, seen)
+
+    def _word(self, claim: Claim, place: Place) -> requests.Request:
+        return requests.put(place.path, packed(claim, self._ours.session.ttl, fence=place.fence), 0)
+
+    def _heard_of_word(self, place: Place, result: Any) -> None:
+        gone = isinstance(result.exception, NoNodeError)
+        if gone and self._ours.is_lease(place.claim.key, place.claim.owner, place.path):
+            # Somebody has removed the node by hand, or moved it in the owner's name.
+            self._ours.doubt()
 
     def _completed(self, claims: Sequence[Claim], end: float) -> list[Completed | None]:
         asked = [(i, claim.completion) for i, claim in enumerate(claims) if claim.completion is not None]
@@ -325,7 +346,7 @@ class ZooKeeperQueueing(Queueing):
         if node is None:
             raise ForceRetryError("the node has changed")
         place = Place(claim, node.contender, node.path, node.fence, listener, node.told.get("fence", 0), self.claim_ttl)
-        if node.waiting:
+        if node.waiting and not ours.is_lease(claim.key, claim.owner, node.path):
             ours.places.keep(place)
             ours.caretaker.wake()
         return place
@@ -336,7 +357,7 @@ class ZooKeeperQueueing(Queueing):
         """Have somebody look again when one of those goes who are in the way."""
         if not place.listener or place.armed:
             return
-        place.armed, place.next = True, line.is_next(index)
+        place.armed = True
         again = partial(self._look_again, place)
         for contender in line.before(index):
             path = self._ours.path_of(place.claim.key, contender)
@@ -350,22 +371,22 @@ class ZooKeeperQueueing(Queueing):
         place.armed = False
         if self._ours.places.find(place.claim.key, place.claim.owner) is not place:
             return
-        if event is not None and event.type == EventType.DELETED and place.next:
-            place.guessed = True
-            self._offer(place)
-        else:
-            path = self._layout.lock(place.claim.key)
-            self._ours.session.send(requests.children(path), partial(self._looked, place))
+        gone = event is not None and event.type == EventType.DELETED
+        self._ours.session.overhear_children(
+            self._layout.lock(place.claim.key), partial(self._looked, place, just_gone=gone)
+        )
 
-    def _looked(self, place: Place, result: Any) -> None:
-        if result.exception is not None:
+    def _looked(self, place: Place, answer: Answer, *, just_gone: bool) -> None:
+        if self._ours.places.find(place.claim.key, place.claim.owner) is not place:
             return
-        line = Line(result.value)
+        line = Line(answer.replies[0])
         index = line.index_of(place.claim.owner)
-        if index is not None and index >= line.placed:
+        if index is None:
+            return
+        if index >= line.placed:
             self._watch(place, line, index)
-        elif index is not None:
-            place.guessed = False
+        elif line.contenders[index] == place.contender:
+            place.seen = answer if just_gone else None
             self._offer(place)
 
     def _offer(self, place: Place) -> None:
@@ -373,7 +394,6 @@ class ZooKeeperQueueing(Queueing):
         listener = listener_named(place.listener)
         if listener is not None:
             listener.on_offer(place.claim.key, place.claim.owner)
-        self._ours.caretaker.wake()
 
     def _on_connected(self) -> None:
         for place in self._ours.places.all():

@@ -20,6 +20,7 @@ __all__ = [
     "deleted",
     "ensure",
     "enter",
+    "exists",
     "get",
     "made",
     "put",
@@ -49,6 +50,11 @@ def children(path: str) -> Request:
 def get(path: str, watch: Callable[[Any], None] | None = None) -> Request:
     """Ask for a node's data and stat; ``watch`` is called once when it is written or deleted, if it exists now."""
     return lambda client: client.get_async(path, watch=watch)
+
+
+def exists(path: str) -> Request:
+    """Ask for a node's stat; the answer is None if it is not there."""
+    return lambda client: client.exists_async(path)
 
 
 def enter(path: str, data: bytes) -> Request:

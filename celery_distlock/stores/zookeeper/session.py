@@ -191,6 +191,18 @@ class Session:
             with contextlib.suppress(KazooException):
                 request(client).rawlink(then)
 
+    def overhear_children(self, path: str, then: Callable[[Answer], None]) -> None:
+        """Ask for the names of a node's children as they are for the leader, and wait for nothing.
+
+        Arguments:
+            path: the node's.
+            then: is given the answer in the thread that reads it, and must not block; never called if there is none.
+        """
+        client = self._client
+        if client is not None:
+            sent, session = time.monotonic(), self.id
+            client.overhear_children(path, lambda names: then(Answer([names], sent, session, self.ttl)))
+
     @property
     def is_open(self) -> bool:
         """Whether there is a session, or one that is about to begin."""

@@ -172,6 +172,9 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
             if node is not None and node.session != answer.session:
                 node, _ = ours.move(lease, node, end)
             if node is not None:
+                if node.waiting:
+                    # The word that it holds was lost with a connection.
+                    ours.session.send(requests.put(node.path, node.taken().data(answer.ttl), node.version))
                 ours.remember(lease, node, answer)
                 found.append(Renewal.HELD)
                 continue
@@ -288,8 +291,7 @@ class ZooKeeperStore(ZooKeeperQueueing, ZooKeeperUniqueness, ZooKeeperPassingOn,
             else:
                 leaving.append((lease.key, path))
             asked.append(requests.together(requests.deleted(path), *more) if more else requests.delete(path))
-        replies = ours.session.exchange(asked, end).replies if asked else []
-        ours.clean(leaving)
+        replies = ours.remove(asked, leaving, end)
         removed = []
         for (index, path), rest, reply in zip(wanted, resting, replies, strict=True):
             failed = reply if isinstance(reply, list) else [reply]
