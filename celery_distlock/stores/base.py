@@ -252,7 +252,8 @@ class Queueing(ABC):
     def confirming(self, claim: Claim) -> Callable[[], Lease | None] | None:
         """Send the confirmation of an offer, and do not wait for the answer.
 
-        For who has something better to do meanwhile, and can do without: the owner confirms it himself if he must.
+        For who has something better to do meanwhile, and can do without: the owner confirms it himself if he must. The
+        store may hear of it late, when he has done so, and has released the lease: then it grants nothing.
 
         Returns:
             what is to be called once, soon, and returns the lease, or None if there is no answer by then, or another

@@ -95,6 +95,28 @@ def test_nobody_is_kept_waiting_for_a_connection_that_is_not_there(
     assert confirmed(store, place).owner == place.owner
 
 
+def test_a_confirmation_that_arrives_when_its_owner_is_done_takes_nothing(
+    store: RedisStore,
+    open_redis: OpenRedis,
+    redis_url: str,
+    redis_server: RedisServer,
+    proxy: Callable[[RedisServer], Proxy],
+) -> None:
+    """The owner has asked himself meanwhile; nobody would give back what is granted to him after his release."""
+    between = proxy(redis_server)
+    slow = open_redis(between.url(redis_url))
+    assert slow.holders("k") == []
+    place = offered(store)
+    between.pause("server")
+    finish = slow.confirming(place.claim)
+    assert finish is not None
+    assert finish() is None
+    store.release([granted(store, owner=place.owner)])
+    between.resume()
+    eventually(lambda: between.connections == 0, 5, "the end of what was under way")
+    assert store.holders("k") == []
+
+
 def test_a_refusal_is_no_lease(store: RedisStore) -> None:
     granted(store)
     finish = store.confirming(claim("k"))

@@ -1,15 +1,15 @@
--- ARGV: owner, linger (ms), ttl (us), limit, record, '1' if a refusal draws a number. KEYS[8], if given: the completion
--- record.
--- Returns the fence: granted. 1: completed. {wait (us), now, the number of a place at the end of the line or '', owner,
--- expiry, record, '1' if it is an offer, ...}: contended; with a wait above 0: ask again after it, a place may be had
--- then.
+-- ARGV: owner, linger (ms), ttl (us), limit, record, '1' if a refusal draws a number, '0' to be granted nothing but what
+-- is offered. KEYS[8], if given: the completion record.
+-- Returns the fence: granted. 1: completed. 0: nothing is offered. {wait (us), now, the number of a place at the end of
+-- the line or '', owner, expiry, record, '1' if it is an offer, ...}: contended; with a wait above 0: ask again after it,
+-- a place may be had then.
 
 -- include: grant
 if KEYS[8] and redis.call('EXISTS', KEYS[8]) == 1 then
   return 1
 end
 
-if redis.call('EXISTS', holders, waiters, tombs) == 0 then
+if ARGV[6] ~= '0' and redis.call('EXISTS', holders, waiters, tombs) == 0 then
   return grant()
 end
 
@@ -20,6 +20,10 @@ if tonumber(redis.call('ZSCORE', deadlines, owner) or 0) > now then
   if fence then
     return fence
   end
+end
+-- Who does not wait for the answer may be long done when he is heard.
+if ARGV[6] == '0' then
+  return 0
 end
 
 -- include: queue

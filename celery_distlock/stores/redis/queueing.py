@@ -132,7 +132,8 @@ class RedisQueueing(Queueing):
     def confirming(self, claim: Claim) -> Callable[[], Lease | None] | None:
         """Send a confirmation, without waiting; see :meth:`Queueing.confirming`."""
         # In the words in which executors ask, for the server may not know any others.
-        answered = self._connections.begin(ACQUIRE.call(self._layout.packed(claim.key), arguments.of_claim(claim)))
+        told = (*arguments.of_claim(claim), b"0")
+        answered = self._connections.begin(ACQUIRE.call(self._layout.packed(claim.key), told))
         if answered is None:
             return None
 
