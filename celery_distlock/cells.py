@@ -29,8 +29,8 @@ Who writes what
 State, verdict, deadline and fence are aligned 8-byte words, so a reader never sees half of one. The checksum covers
 what is longer, or must agree with it: key, owner, ttl and limit, written once, before the store is asked. On a
 machine that reorders stores, a reader that sees the state first finds the sum wrong and looks again later; a child
-killed in the middle of writing them had not asked yet. A gift has a sum of its own, which covers the owner, too: one
-that comes late is nothing to who has the cell by then.
+killed in the middle of writing them had not asked yet. A gift has a sum of its own, which covers key and owner, too:
+one that comes late is nothing to who has the cell by then, nor is one of another key.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _OWNER_LEN = 32
 _KEY = _OWNER + _OWNER_LEN
 #: What the checksum covers before the key: ttl, limit, the key's length, owner.
 _HEAD = struct.Struct("dqq32s")
-#: What a gift's sum covers: fence, deadline, ttl, limit, owner.
+#: What a gift's sum covers before the key: fence, deadline, ttl, limit, owner.
 _GIFT = struct.Struct("qddq32s")
 #: A cell before it is asked for; its state comes last.
 _BLANK = struct.Struct("104x32s")
@@ -172,14 +172,14 @@ class Cell:
         arena._ints[base + _FENCE] = lease.fence
         arena._ints[base + _STATE] = GRANTED
 
-    def gift(self, owner: str, ttl: float, limit: int) -> tuple[int, float] | None:
+    def gift(self, key: str, owner: str, ttl: float, limit: int) -> tuple[int, float] | None:
         """Return fence and deadline of the lease that the main process was granted in this owner's name, if it was."""
         arena, base = self._arena, self.base
         told = arena._ints[base + _GIFT_SUM]
         if not told:
             return None
         fence, deadline = arena._ints[base + _GIFT_FENCE], arena._floats[base + _GIFT_DEADLINE]
-        return (fence, deadline) if told == _gift_sum(fence, deadline, ttl, limit, owner) else None
+        return (fence, deadline) if told == _gift_sum(key, fence, deadline, ttl, limit, owner) else None
 
     def refused(self) -> None:
         """Say that the store did not grant it."""
@@ -246,7 +246,8 @@ class Cell:
         arena, base = self._arena, self.base
         arena._ints[base + _GIFT_FENCE] = lease.fence
         arena._floats[base + _GIFT_DEADLINE] = lease.deadline
-        arena._ints[base + _GIFT_SUM] = _gift_sum(lease.fence, lease.deadline, lease.ttl, lease.limit, lease.owner)
+        told = _gift_sum(lease.key, lease.fence, lease.deadline, lease.ttl, lease.limit, lease.owner)
+        arena._ints[base + _GIFT_SUM] = told
 
     def take_back(self) -> bool:
         """Undo :meth:`expect`; False if an executor has begun.
@@ -307,9 +308,9 @@ class Cell:
         return zlib.crc32(arena._bytes[start + _TTL * 8 : start + _KEY + length])
 
 
-def _gift_sum(fence: int, deadline: float, ttl: float, limit: int, owner: str) -> int:
+def _gift_sum(key: str, fence: int, deadline: float, ttl: float, limit: int, owner: str) -> int:
     # 0 is no gift.
-    return zlib.crc32(_GIFT.pack(fence, deadline, ttl, limit, owner.encode())) + 1
+    return zlib.crc32(_GIFT.pack(fence, deadline, ttl, limit, owner.encode()) + key.encode(*_UTF8)) + 1
 
 
 _arena: Arena | None = None

@@ -185,7 +185,7 @@ def _acquire(
         cell = None
     if called and cell is not None and not redelivered and not options.hold_on_retry:
         # Perhaps the main process has asked already, while we were sent for.
-        fence, deadline = cell.gift(owner, options.ttl, limit) or (0, 0.0)
+        fence, deadline = cell.gift(key, owner, options.ttl, limit) or (0, 0.0)
         if deadline > time.monotonic() + options.ttl / 2:
             lease = Lease(key, owner, fence, options.ttl, deadline, limit)
             return _granted(task, request, options, store, lease, cell, run)

@@ -79,8 +79,14 @@ def test_a_key_that_is_too_long_is_not_expected(cell: cells.Cell) -> None:
 LEASE = Lease(CLAIM.key, CLAIM.owner, 7, CLAIM.ttl, 1234.5, CLAIM.limit)
 
 
-def gift(cell: cells.Cell, owner: str = CLAIM.owner, ttl: float = CLAIM.ttl, limit: int = CLAIM.limit) -> object:
-    return cell.gift(owner, ttl, limit)
+def gift(
+    cell: cells.Cell,
+    key: str = CLAIM.key,
+    owner: str = CLAIM.owner,
+    ttl: float = CLAIM.ttl,
+    limit: int = CLAIM.limit,
+) -> object:
+    return cell.gift(key, owner, ttl, limit)
 
 
 def test_a_lease_that_was_asked_for_on_the_way_is_there_for_its_owner(cell: cells.Cell) -> None:
@@ -101,7 +107,7 @@ def test_a_gift_is_not_a_grant(cell: cells.Cell) -> None:
     assert (view.state, view.lease.fence) == (cells.ASKING, 0)
 
 
-@pytest.mark.parametrize("other", [{"owner": "b" * 32}, {"ttl": 31.0}, {"limit": 3}], ids=str)
+@pytest.mark.parametrize("other", [{"key": "l"}, {"owner": "b" * 32}, {"ttl": 31.0}, {"limit": 3}], ids=str)
 def test_a_gift_is_nothing_to_who_would_ask_in_another_name_or_on_other_terms(
     cell: cells.Cell, other: dict[str, Any]
 ) -> None:
