@@ -49,7 +49,9 @@ class Shelf:
         least = self._consumer.initial_prefetch_count + self._counted
         most = getattr(qos, "max_prefetch", None)
         room = most is None or least < most
-        after = qos.increment_eventually(max(room, least + room - before))
+        # One that is above it, as a limit below what the worker begins with makes it, would be lowered for good.
+        full = most is not None and before >= most
+        after = before if full else qos.increment_eventually(max(room, least + room - before))
         request.counted = bool(room and after > before)
         self._counted += request.counted
         self._update()
