@@ -10,7 +10,7 @@ Who writes what
     state      ASKING … DONE                   FREE, READY (only while nobody executes)
     pid, key, ttl,                             --
     limit, fence
-    owner      --                              when the cell is taken
+    owner      --                              when the cell is taken, or taken back
                before the state says so
     deadline   when granted                    at every renewal
     verdict    --                              LOST, once
@@ -35,6 +35,7 @@ one that comes late is nothing to who has the cell by then, nor is one of anothe
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import struct
@@ -44,7 +45,7 @@ from dataclasses import dataclass
 
 from celery_distlock.lease import Claim, Lease
 
-__all__ = ["ASKING", "DONE", "FREE", "GRANTED", "OWED", "READY", "RELEASING", "Arena", "Cell", "View"]
+__all__ = ["ASKING", "DONE", "FREE", "GRANTED", "OWED", "READY", "RELEASING", "Arena", "Cell", "View", "late"]
 
 FREE, READY, ASKING, GRANTED, RELEASING, OWED, DONE = range(7)
 
@@ -263,6 +264,10 @@ class Cell:
         self._arena._ints[self.base + _STATE] = READY
         return True
 
+    def rename(self, owner: str) -> None:
+        """Have the cell belong to another owner, after :meth:`take_back`: its executor may still come."""
+        self._arena._bytes[self.base * 8 + _OWNER : self.base * 8 + _KEY] = owner.encode()
+
     def disown(self) -> None:
         """Let the cell belong to nobody."""
         self._arena._bytes[self.base * 8 + _OWNER : self.base * 8 + _KEY] = bytes(_OWNER_LEN)
@@ -311,6 +316,12 @@ class Cell:
 def _gift_sum(key: str, fence: int, deadline: float, ttl: float, limit: int, owner: str) -> int:
     # 0 is no gift.
     return zlib.crc32(_GIFT.pack(fence, deadline, ttl, limit, owner.encode()) + key.encode(*_UTF8)) + 1
+
+
+def late(owner: str) -> str:
+    """Return the name in which an executor asks that comes when the place kept in this one has been given back."""
+    # As long as an owner is.
+    return hashlib.sha256(f"late {owner}".encode()).hexdigest()[:_OWNER_LEN]
 
 
 _arena: Arena | None = None

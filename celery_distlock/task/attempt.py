@@ -181,8 +181,11 @@ def _acquire(
         if not cell.belongs_to(owner):
             # The main process has given us up, with what it held under this name. We are too late, or it has lost its
             # connection: then the broker has delivered the message again, and that may be done by now.
-            owner, called, redelivered = new_owner(), False, True
-        cell = None
+            owner, called, redelivered = cells.late(owner), False, True
+            if not cell.asking(key, owner, options.ttl, limit):
+                owner, cell = new_owner(), None
+        else:
+            cell = None
     if called and cell is not None and not redelivered and not options.hold_on_retry:
         # Perhaps the main process has asked already, while we were sent for.
         fence, deadline = cell.gift(key, owner, options.ttl, limit) or (0, 0.0)

@@ -6,7 +6,7 @@ the executor asks, and gets the same lease, for it asks in the same name.
 
 A lease lasts longer than an offer, and a pool process that was idle can be slow all the same: frozen, or just being
 started. So what nobody has come for within a second is given back. An executor that comes later than that finds its
-cell in other hands, and asks in another name; refused, it is parked with the number that it had.
+cell in another name, and asks in that; refused, it is parked with the number that it had.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from celery_distlock.cells import late
 from celery_distlock.lease import Claim
 from celery_distlock.worker.parked_request import ParkedRequest
 
@@ -74,7 +75,10 @@ class Ahead:
             _, request, claim = self._asked.popleft()
             supervised = _admitted(request, claim)
             if supervised is not None and not supervised.begun:
-                self._warden.take_back(supervised)
+                if self._warden.take_back(supervised) and supervised.cell is not None:
+                    supervised.asks_as = late(supervised.owner)
+                    # Last: from now on its executor may ask.
+                    supervised.cell.rename(supervised.asks_as)
             elif request.waited is not None and request.waited.called is not None:
                 # Not even handed to the pool.
                 self._warden.give_up_place(request, claim)

@@ -66,6 +66,8 @@ class Supervised(Kept):
         self.label = label
         self.options = options
         self.owner = owner
+        #: The name in which its executor asks.
+        self.asks_as = owner
         self.look_at = time.monotonic() + self.ttl() / RENEWALS_PER_TTL
         #: When it was given to the pool (wall clock), for people.
         self.admitted_at = time.time()
@@ -122,7 +124,7 @@ class Supervised(Kept):
         if state != cells.GRANTED:
             return None
         view = self.cell.view()
-        if view is None or view.lease is None or view.lease.owner != self.owner:
+        if view is None or view.lease is None or view.lease.owner != self.asks_as:
             return None
         if self.granted_at is None:
             # Nobody has renewed what was not seen before: the deadline is the first one.

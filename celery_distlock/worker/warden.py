@@ -299,7 +299,7 @@ class Warden:
             pass
         elif view.state == cells.ASKING:
             # The command may be on its way to the store: whatever it grants is void.
-            self.keeper.give_back(supervised.store, Lease.unknown(view.lease.key, supervised.owner, view.lease.ttl))
+            self.keeper.give_back(supervised.store, Lease.unknown(view.lease.key, supervised.asks_as, view.lease.ttl))
         elif view.state in (cells.GRANTED, cells.RELEASING, cells.OWED):
             self.keeper.give_back(supervised.store, view.lease, completion)
         elif completion is not None:

@@ -71,6 +71,21 @@ def test_an_executor_that_begins_while_it_is_taken_back_uses_nothing_of_it(
     assert not cell.belongs_to(CLAIM.owner), "the next request may be given this cell"
 
 
+def test_an_executor_that_comes_when_its_place_was_given_back_uses_the_cell_in_another_name(cell: cells.Cell) -> None:
+    name = cells.late(CLAIM.owner)
+    assert len(name) == len(CLAIM.owner)
+    cell.expect(CLAIM)
+    assert cell.take_back()
+    cell.rename(name)
+    assert not ask(cell)
+    assert cell.pid == 0
+    assert cell.asking(CLAIM.key, name, CLAIM.ttl, CLAIM.limit)
+    view = cell.view()
+    assert view is not None
+    assert view.lease is not None
+    assert (view.state, view.lease.owner) == (cells.ASKING, name)
+
+
 def test_a_key_that_is_too_long_is_not_expected(cell: cells.Cell) -> None:
     assert not cell.expect(Claim("k" * (cells.KEY_MAX + 1), CLAIM.owner, 30.0))
     assert cell.state == cells.READY

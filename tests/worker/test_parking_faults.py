@@ -119,6 +119,31 @@ class TestSomethingDies:
         assert start_of(journal, results[2]) - died < 1.0
         all_is_well(tasks, results, journal, databases, nodes)
 
+    def test_the_child_that_has_come_too_late_for_a_lease_that_waited_for_it(
+        self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
+    ) -> None:
+        nodes = both(worker, {"may_log": KILLED, "concurrency": 1})
+        tasks = load(APP)
+        # Nobody is to wait for this ttl.
+        results = line_up(tasks, journal, databases, lock={"ttl": 600.0})
+        results.append(tasks.work.apply_async(("a", 5.0), queue="first", lock={"ttl": 600.0}))
+        in_line(journal, results[1:], databases)
+        (child,) = nodes[0].children()
+        os.kill(child, signal.SIGSTOP)
+        journal.record("go", key="a")
+        lock = lock_of(tasks, "a")
+        eventually(lambda: _is_held_by(lock, results[1], nodes[0]), PATIENCE, "the lease that was asked for on the way")
+        eventually(lambda: not lock.holders(), PATIENCE, "its return")
+        os.kill(child, signal.SIGCONT)
+        start_of(journal, results[1])
+        results.append(tasks.work.apply_async(("a",), queue="second", lock={"ttl": 600.0}))
+        in_line(journal, results[2:], databases)
+        died = time.monotonic()
+        os.kill(child, signal.SIGKILL)
+        assert start_of(journal, results[2]) - died < 1.0
+        journal.record("died", dead=child, t=died)
+        all_is_well(tasks, results, journal, databases, nodes, runs_again=[results[1]])
+
     @trials()
     def test_the_worker_that_holds(
         self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
