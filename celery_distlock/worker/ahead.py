@@ -79,7 +79,8 @@ class Ahead:
                     supervised.asks_as = late(supervised.owner)
                     # Last: from now on its executor may ask.
                     supervised.cell.rename(supervised.asks_as)
-            elif request.waited is not None and request.waited.called is not None:
+            # Read once: the consumer's thread takes it away when it hands the task to the pool.
+            elif (waited := request.waited) is not None and waited.called is not None:
                 # Not even handed to the pool.
                 self._warden.give_up_place(request, claim)
         self._looks = False
