@@ -45,7 +45,7 @@ from dataclasses import dataclass
 
 from celery_distlock.lease import Claim, Lease
 
-__all__ = ["ASKING", "DONE", "FREE", "GRANTED", "OWED", "READY", "RELEASING", "Arena", "Cell", "View", "late"]
+__all__ = ["ASKING", "DONE", "FREE", "GRANTED", "OWED", "READY", "RELEASING", "Arena", "Cell", "View", "fits", "late"]
 
 FREE, READY, ASKING, GRANTED, RELEASING, OWED, DONE = range(7)
 
@@ -116,6 +116,11 @@ class Arena:
         # Should somebody execute it after all, he is not to write into it.
         cell.disown()
         self._free.append(cell.index)
+
+    @property
+    def full(self) -> bool:
+        """Whether all are taken."""
+        return not self._free
 
     @property
     def in_use(self) -> int:
@@ -316,6 +321,11 @@ class Cell:
 def _gift_sum(key: str, fence: int, deadline: float, ttl: float, limit: int, owner: str) -> int:
     # 0 is no gift.
     return zlib.crc32(_GIFT.pack(fence, deadline, ttl, limit, owner.encode()) + key.encode(*_UTF8)) + 1
+
+
+def fits(key: str) -> bool:
+    """Return whether a cell has room for this key."""
+    return len(key.encode(*_UTF8)) <= KEY_MAX
 
 
 def late(owner: str) -> str:

@@ -11,14 +11,13 @@ cell in another name, and asks in that; refused, it is parked with the number th
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from celery_distlock.cells import late
+from celery_distlock.cells import fits, late
 from celery_distlock.lease import Claim
 from celery_distlock.worker.parked_request import ParkedRequest
 
@@ -47,8 +46,12 @@ class Ahead:
         if claim.completion is not None or not parked.wants_a_lease_only:
             # Its executor looks for more.
             return _nothing
+        if not fits(claim.key) or self._warden.arena.full:
+            # There will be no cell, and nobody could tell whether its executor has come.
+            return _nothing
         # It is not known yet which process is going to run it.
-        claim = replace(claim, record={**claim.record, "pid": os.getpid(), "since": time.time()}, draws=False)
+        record = {name: value for name, value in claim.record.items() if name != "pid"}
+        claim = replace(claim, record={**record, "since": time.time()}, draws=False)
         confirmed = parked.line.queue.confirming(claim)
         if confirmed is None:
             return _nothing

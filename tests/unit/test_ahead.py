@@ -35,7 +35,8 @@ def test_what_is_handed_over_just_then_does_not_end_the_looking(monkeypatch: Any
         if claim.owner == claims[1].owner:
             looked.set()
 
-    warden: Any = SimpleNamespace(keeper=keeper, give_up_place=give_up_place)
+    arena = SimpleNamespace(full=False)
+    warden: Any = SimpleNamespace(keeper=keeper, give_up_place=give_up_place, arena=arena)
     asks = Ahead(warden)
     try:
         for claim in claims:
@@ -50,3 +51,25 @@ def test_what_is_handed_over_just_then_does_not_end_the_looking(monkeypatch: Any
         assert looked.wait(5.0)
     finally:
         keeper.stop()
+
+
+def test_nothing_is_asked_for_that_no_cell_could_tell_of() -> None:
+    """Nobody would know whether its executor has come."""
+    asked: list[Claim] = []
+    arena = SimpleNamespace(full=False)
+    keeper = SimpleNamespace(call_after=lambda *args: None)
+    warden: Any = SimpleNamespace(keeper=keeper, arena=arena)
+
+    def ask(key: str) -> None:
+        line = SimpleNamespace(queue=SimpleNamespace(confirming=asked.append))
+        claim = Claim(key, "a" * 32, 30.0)
+        parked: Any = SimpleNamespace(claim=claim, wants_a_lease_only=True, line=line, request=None)
+        Ahead(warden).ask(parked)
+
+    ask("long" * 200)
+    arena.full = True
+    ask("short")
+    assert asked == []
+    arena.full = False
+    ask("short")
+    assert [claim.key for claim in asked] == ["short"]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery.exceptions import TaskRevokedError
 
+from celery_distlock.cells import Arena
 from celery_distlock.keepalive import Keeper, keeper
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Ticket, new_owner
 from celery_distlock.options import LockOptions
@@ -158,6 +159,7 @@ def parking(consumer: Consumer) -> Iterator[Parking]:
         keeper=Keeper("distlock-test"),
         ending=lambda: 0,
         children_die_alone=True,
+        arena=Arena(1),
     )
     parking = Parking(warden)
     yield parking
