@@ -274,8 +274,27 @@ class FifoQueue:
     initial: tuple[Waiting, ...] = ()
 
     def select(self, operations: Sequence[Operation]) -> list[Operation]:
-        """Return what grants, or is about a place."""
-        return [each for each in operations if self._judges(each)]
+        """Return what grants, or is about a place.
+
+        Whoever is told of one lease twice, since two have asked in its name, had its turn once: at the latest when the
+        first of them was told. Other models see to it that the second was right.
+        """
+        judged: list[Operation] = []
+        granted: dict[tuple[str, int], int] = {}
+        for each in operations:
+            if not self._judges(each):
+                continue
+            if each.op not in _GRANTING or each.more.get("answer") != "lease":
+                judged.append(each)
+                continue
+            at = granted.setdefault((each.owner, each.fence), len(judged))
+            if at == len(judged):
+                judged.append(each)
+            else:
+                first = judged[at]
+                invoked, returned = min(first.invoked, each.invoked), min(first.returned, each.returned)
+                judged[at] = replace(first, invoked=invoked, returned=returned)
+        return judged
 
     @staticmethod
     def _judges(operation: Operation) -> bool:

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from celery_distlock.lease import Claim, Completed, Contended, Lease, Offer, Renewal, Ticket
-from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.base import LockStore, Queueing
 from tests.lab import history
 
 __all__ = ["install"]
@@ -37,6 +37,8 @@ def install() -> None:
         _wrap(cls, "poll", _of_places)
         if hasattr(cls, "pass_on"):
             _wrap(cls, "pass_on", _of_passing)
+        if cls.confirming is not Queueing.confirming:
+            _wrap_confirming(cls)
 
 
 #: Items of a batch: what is asked about each. And what to write for each answer.
@@ -69,6 +71,31 @@ def _wrap(cls: type[LockStore], name: str, asked: _Asked) -> None:
             return result
 
     setattr(cls, name, recorded)
+
+
+def _wrap_confirming(cls: type[Queueing]) -> None:
+    """Record a confirmation that is not waited for: without an answer nobody knows what became of it."""
+    original = cls.confirming
+
+    @functools.wraps(original)
+    def recorded(self: Any, claim: Claim) -> Callable[[], Lease | None] | None:
+        call = history.invoke("confirm", **_of_claim(claim)[0])
+        finish = original(self, claim)
+        if finish is None:
+            call.returns("unknown")
+            return None
+
+        def finished() -> Lease | None:
+            lease = finish()
+            if lease is None:
+                call.returns("unknown")
+            else:
+                _answered(call, lease)
+            return lease
+
+        return finished
+
+    cls.confirming = recorded  # type: ignore[method-assign]  # so that the product knows nothing of it
 
 
 def _of_claim(claim: Claim, **more: Any) -> list[dict[str, Any]]:

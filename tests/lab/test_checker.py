@@ -106,6 +106,16 @@ LEGAL: dict[str, tuple[Model, Sequence[Operation]]] = {
         LINE,
         [waits("a", 0, 0.1, 1), waits("b", 1, 1.1, 2), polled("b", 2, 2.2, 2), confirmed("b", 2.3, 2.5)],
     ),
+    "two ask in the name of one whose turn it is": (
+        LINE,
+        [
+            waits("a", 0, 0.1, 1),
+            waits("b", 0.2, 0.3, 2),
+            confirmed("a", 0.4, 0.6),
+            op("acquire", "a", 0.5, 0.7, answer="lease", fence=1),
+            confirmed("b", 0.8, 0.9),
+        ],
+    ),
     "who was offered the place may take it though another is back before him": (
         LINE,
         [
@@ -144,6 +154,15 @@ ILLEGAL: dict[str, tuple[Model, Sequence[Operation]]] = {
         [got("a", 0, 1, 1), op("lose data", "", 2, by=3), renewed("a", 4, 5, 1), got("b", 6, 7, 2)],
     ),
     "a newcomer before one that waits": (LINE, [waits("a", 0, 0.1, 1), confirmed("b", 1, 1.1)]),
+    "one that has had its turn before one that waits": (
+        LINE,
+        [
+            waits("a", 0, 0.1, 1),
+            waits("b", 0.2, 0.3, 2),
+            confirmed("a", 0.4, 0.6),
+            op("acquire", "a", 0.7, 0.8, answer="lease", fence=2),
+        ],
+    ),
     "the second before the first": (LINE, [waits("a", 0, 0.1, 1), waits("b", 0.2, 0.3, 2), confirmed("b", 1, 1.1)]),
 }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import threading
 import time
+from collections.abc import Iterator
 
 from tests.lab.faults import Fault, anybody, fault
 from tests.lab.history import Tail
@@ -23,6 +25,16 @@ BREAKING: dict[str, Fault] = {}
 def _ensemble(scene: Scene) -> ZooKeeperEnsemble:
     assert isinstance(scene.site, ZooKeeperSite)
     return scene.site.ensemble
+
+
+_turn = threading.Lock()
+
+
+@contextlib.contextmanager
+def _breaking(scene: Scene) -> Iterator[ZooKeeperEnsemble]:
+    """Have the ensemble to oneself, since each fault waits until it is whole again."""
+    with _turn:
+        yield _ensemble(scene)
 
 
 #: Numbers of the requests that write: create, delete, set, multi, create a container.
@@ -45,46 +57,46 @@ def reply_lost_after_commit(scene: Scene, rng: random.Random) -> None:
 
 @fault("store", weight=2.0, into=ZOOKEEPER_FAULTS)
 def leader_killed(scene: Scene, rng: random.Random) -> None:
-    ensemble = _ensemble(scene)
-    ensemble.kill(ensemble.leader())
-    time.sleep(rng.uniform(0.0, 2.0))
-    ensemble.restore()
+    with _breaking(scene) as ensemble:
+        ensemble.kill(ensemble.leader())
+        time.sleep(rng.uniform(0.0, 2.0))
+        ensemble.restore()
 
 
 @fault("store", into=ZOOKEEPER_FAULTS)
 def follower_killed(scene: Scene, rng: random.Random) -> None:
-    ensemble = _ensemble(scene)
-    ensemble.kill(rng.choice(ensemble.followers()))
-    time.sleep(rng.uniform(0.0, 1.0))
-    ensemble.restore()
+    with _breaking(scene) as ensemble:
+        ensemble.kill(rng.choice(ensemble.followers()))
+        time.sleep(rng.uniform(0.0, 1.0))
+        ensemble.restore()
 
 
 @fault("store", into=ZOOKEEPER_FAULTS)
 def leader_stopped(scene: Scene, rng: random.Random) -> None:
-    ensemble = _ensemble(scene)
-    leader = ensemble.leader()
-    leader.freeze()
-    time.sleep(rng.uniform(0.5, 3.0))
-    leader.thaw()
-    ensemble.restore()
+    with _breaking(scene) as ensemble:
+        leader = ensemble.leader()
+        leader.freeze()
+        time.sleep(rng.uniform(0.5, 3.0))
+        leader.thaw()
+        ensemble.restore()
 
 
 @fault("store", into=ZOOKEEPER_FAULTS)
 def follower_stopped(scene: Scene, rng: random.Random) -> None:
-    ensemble = _ensemble(scene)
-    follower = rng.choice(ensemble.followers())
-    follower.freeze()
-    time.sleep(rng.uniform(0.5, 3.0))
-    follower.thaw()
-    ensemble.restore()
+    with _breaking(scene) as ensemble:
+        follower = rng.choice(ensemble.followers())
+        follower.freeze()
+        time.sleep(rng.uniform(0.5, 3.0))
+        follower.thaw()
+        ensemble.restore()
 
 
 @fault("store", into=ZOOKEEPER_FAULTS)
 def quorum_lost(scene: Scene, rng: random.Random) -> None:
-    ensemble = _ensemble(scene)
-    ensemble.lose_quorum()
-    time.sleep(rng.uniform(0.5, 4.0))
-    ensemble.restore()
+    with _breaking(scene) as ensemble:
+        ensemble.lose_quorum()
+        time.sleep(rng.uniform(0.5, 4.0))
+        ensemble.restore()
 
 
 @fault("store", into=BREAKING)
