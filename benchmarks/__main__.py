@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import handover, memory, overhead, publish, recovery, renewal, report, stores, waiters
+from benchmarks import anatomy, handover, memory, overhead, publish, recovery, renewal, report, stores, waiters
 from benchmarks.frame import RESULTS, Benchmark
 
 #: In the order of the page.
 ALL: tuple[Benchmark[Any], ...] = (
     overhead.BENCHMARK,
+    anatomy.BENCHMARK,
     handover.BENCHMARK,
     waiters.BENCHMARK,
     recovery.BENCHMARK,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import socket
+import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import redis
@@ -15,6 +17,8 @@ from celery_once import AlreadyQueued, QueueOnce
 from celery_singleton import Singleton
 
 from celery_distlock import LockedTask
+from celery_distlock.lease import Claim, Completion, Holder, Lease, Renewal, deadline_of
+from celery_distlock.stores.base import LockStore
 from tests.support.apps import make_app
 
 #: What celery-once raises when it does not publish; the others return the first one's result.
@@ -52,6 +56,46 @@ def locked(number: int) -> None:
 @app.task(base=LockedTask, lock_key="order:{number}")
 def locked_keyed(number: int) -> None:
     """Do nothing, under a lock named by a template."""
+
+
+@app.task(base=LockedTask, lock_key=lambda number: None)
+def no_key(number: int) -> None:
+    """Do nothing, in a class that could lock it."""
+
+
+class _AtOnce(LockStore):
+    """Grant everything, without asking anybody."""
+
+    name = "at once"
+
+    def acquire(self, claim: Claim) -> Lease:
+        deadline = deadline_of(time.monotonic(), claim.ttl)
+        return Lease(claim.key, claim.owner, 1, claim.ttl, deadline, claim.limit)
+
+    def release(self, leases: Sequence[Lease], completions: Sequence[Completion | None] = ()) -> list[bool]:
+        return [True] * len(leases)
+
+    def renew(self, leases: Sequence[Lease]) -> list[Renewal]:
+        return [Renewal.HELD] * len(leases)
+
+    def forget(self, completions: Sequence[Completion]) -> None: ...
+
+    def holders(self, key: str | None = None, *, prefix: str = "") -> list[Holder]:
+        return []
+
+    def close(self) -> None: ...
+
+
+class _WithoutAStore(LockedTask):
+    """Have the lock granted at once."""
+
+    abstract = True
+    _lock_store = _AtOnce()
+
+
+@app.task(base=_WithoutAStore)
+def at_once(number: int) -> None:
+    """Do nothing, under a lock that is had without asking."""
 
 
 @app.task(base=LockedTask, unique_while="queued_or_running")
