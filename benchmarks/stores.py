@@ -213,9 +213,9 @@ def section(result: Result) -> str:
     return f"""\
 The stores without Celery: a lock is taken and given back whose key is new, {size["locks"]} times in each of
 {size["rounds"]} rounds; and handed over to somebody who waits for it in another thread, {size["handovers"]} times, each
-after a pause of {_HELD[0]} to {_HELD[1]} s. Of a write the last figures are those of a single one after such a pause,
-when no cache is warm any more; the first are those of one of many in a row. ZooKeeper is {servers}; neither store waits
-for a disk, so a real ensemble is slower.
+after a pause as long as a short task. Of a write the last figures are those of a single one after such a pause, when no
+cache is warm any more; the first are those of one of many in a row. ZooKeeper is {servers}; neither store waits for a
+disk, so a real ensemble is slower.
 
 {table(HEAD, rows)}
 {without}

@@ -133,7 +133,7 @@ def test_there_is_no_page_before_every_benchmark_has_a_result(
     monkeypatch.setattr("benchmarks.__main__._run", run)
     folders = ["--results", str(tmp_path / "results"), "--docs", str(tmp_path / "docs")]
     assert main(["overhead", *folders]) == 0
-    assert "no page yet: there is no result of handover" in capsys.readouterr().out
+    assert "no page yet: there is no result of anatomy, handover" in capsys.readouterr().out
     assert main(folders) == 1
     assert "failed: stores" in capsys.readouterr().out
     assert not (tmp_path / "docs").exists()
