@@ -48,7 +48,7 @@ class Supervised(Kept):
     #: Of a unique message.
     place: SupervisedPlace | None = None
     _overdue = False
-    _state = cells.READY
+    _state = cells.FREE
 
     def __init__(
         self,
@@ -152,8 +152,10 @@ class Supervised(Kept):
             return
         state, before = self.cell.state, self._state
         self._state = state
-        # These two are the executor's last words; between a look and the next the pool has had time to pass them on.
-        finished = state in (cells.OWED, cells.DONE) and before == state
+        # These are the executor's last words, the last of them when it was refused; between a look and the next the pool
+        # has had time to pass them on.
+        refused = state == cells.READY and self.cell.pid != 0
+        finished = (refused or state in (cells.OWED, cells.DONE)) and before == state
         if finished or (state == cells.READY and self.warden.forgotten(self)):
             self.warden.end(self)
 
