@@ -152,8 +152,8 @@ class Supervised(Kept):
             return
         state, before = self.cell.state, self._state
         self._state = state
-        # These are the executor's last words, the last of them when it was refused; between a look and the next the pool
-        # has had time to pass them on.
+        # These are the executor's last words, if it was refused or else; between a look and the next the pool has had
+        # time to pass them on.
         refused = state == cells.READY and self.cell.pid != 0
         finished = (refused or state in (cells.OWED, cells.DONE)) and before == state
         if finished or (state == cells.READY and self.warden.forgotten(self)):
