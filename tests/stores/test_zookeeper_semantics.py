@@ -507,18 +507,23 @@ def test_closing_gives_everything_back_at_once(store: ZooKeeperStore, other: Zoo
 # The line.
 
 
-def test_a_predecessor_that_goes_before_it_is_watched_is_not_missed(
-    store: ZooKeeperStore, other: ZooKeeperStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lease = granted(other)
+def go_before_it_is_watched(holder: ZooKeeperStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold the key, and release it in the moment in which somebody is about to watch."""
+    lease = granted(holder)
     ask = requests.get
 
     def go_first(path: str, watch: Any = None) -> Any:
         if watch is not None:
-            other.release([lease])
+            holder.release([lease])
         return ask(path, watch)
 
     monkeypatch.setattr(zookeeper_queueing.requests, "get", go_first)
+
+
+def test_a_predecessor_that_goes_before_it_is_watched_is_not_missed(
+    store: ZooKeeperStore, other: ZooKeeperStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_before_it_is_watched(other, monkeypatch)
     heard = threading.Event()
     with closing(store.listen(lambda key, owner: heard.set())) as listener:
         place = store.enqueue(claim(), listener=listener.name)
@@ -670,15 +675,7 @@ def test_so_is_one_that_was_seen_by_another_session(store: ZooKeeperStore, behin
 def test_so_is_one_that_was_seen_but_not_after_somebody_had_gone(
     store: ZooKeeperStore, other: ZooKeeperStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease = granted(other)
-    ask = requests.get
-
-    def go_first(path: str, watch: Any = None) -> Any:
-        if watch is not None:
-            other.release([lease])
-        return ask(path, watch)
-
-    monkeypatch.setattr(zookeeper_queueing.requests, "get", go_first)
+    go_before_it_is_watched(other, monkeypatch)
     heard = threading.Event()
     with closing(store.listen(lambda key, owner: heard.set())) as listener:
         place = store.enqueue(claim(), listener=listener.name)
