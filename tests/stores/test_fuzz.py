@@ -72,9 +72,9 @@ def test_processes_count_exactly_while_the_leader_of_an_ensemble_is_killed_and_c
     """A session outlives its server, so nobody loses the lock; commands wait for the next leader."""
     counting = partial(open_store, f"{ensemble_url}?timeout=40&session_timeout=40", prefix="fuzz")
     with ensemble.losing_leaders() as killed:
-        report = fuzz_counter(counting, threads=2, processes=2, increments=60, ttl=40.0, timeout=100.0)
-    assert report.counted == 240
-    assert len(killed) >= 2
+        while len(killed) < 2:  # a fast machine has counted to the end before the second is dead
+            report = fuzz_counter(counting, threads=2, processes=2, increments=60, ttl=40.0, timeout=100.0)
+            assert report.counted == 240
 
 
 def test_the_counters_file_is_made_in_the_given_folder_and_removed(memory_store: MemoryStore, tmp_path: Path) -> None:
