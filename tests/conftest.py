@@ -271,6 +271,9 @@ def worker(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StartWork
     # Made now, so that it outlives the workers.
     if "settings" not in request.fixturenames:
         request.getfixturevalue("settings")
+    if "proxy" in request.fixturenames:
+        # Or a worker that is being ended complains of the connection that it has just lost.
+        request.getfixturevalue("proxy")
     yield start
     for one in started:
         one.end()

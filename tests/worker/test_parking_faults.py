@@ -121,6 +121,7 @@ class TestSomethingDies:
         assert start_of(journal, results[2]) - died < 1.0
         all_is_well(tasks, results, journal, databases, nodes)
 
+    @pytest.mark.locks_in_redis
     def test_the_child_that_has_come_too_late_for_a_lease_that_waited_for_it(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
