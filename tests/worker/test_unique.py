@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -195,7 +197,8 @@ class TestEndings:
 
     def test_revoked_while_it_is_queued(self, shared: Shared, key: str) -> None:
         task = shared.tasks.running_too
-        first = task.apply_async((key,), {"gate": False}, countdown=0.7)
+        first = task.apply_async((key,), {"gate": False}, countdown=1.5)
+        assert task.delay(key).id == first.id
         shared.tasks.app.control.revoke(first.id)
         with pytest.raises(TaskRevokedError):
             first.get(timeout=PATIENCE)
@@ -203,7 +206,8 @@ class TestEndings:
 
     def test_expired_in_the_worker(self, shared: Shared, key: str) -> None:
         task = shared.tasks.running_too
-        first = task.apply_async((key,), {"gate": False}, countdown=0.6, expires=0.5)
+        first = task.apply_async((key,), {"gate": False}, countdown=1.2, expires=1.0)
+        assert task.delay(key).id == first.id
         free_again(shared, key, task, within=2.0)
         with pytest.raises(TaskRevokedError):
             first.get(timeout=PATIENCE)
@@ -211,7 +215,7 @@ class TestEndings:
     def test_a_purged_queue(self, shared: Shared, key: str) -> None:
         task = shared.tasks.running_too
         first = task.apply_async((key,), queue="nobody", lock={"unique_ttl": 1.0})
-        shared.broker.delete("nobody")
+        assert shared.broker.delete("nobody") == 1
         assert task.delay(key).id == first.id
         free_again(shared, key, task, within=2.0)
 
@@ -231,17 +235,49 @@ def publishing(shared: Shared, code: str, *arguments: str) -> subprocess.Popen[s
     return subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+#: For a publisher's code: tells whether somebody else would find its place taken.
+ASK = (
+    "from celery_distlock.tokens import Token\n"
+    "def ask():\n"
+    "    answer = tasks.running_too._lock_store.reserve(Token(sys.argv[1], 'other', 1.0))\n"
+    "    print(type(answer).__name__, flush=True)\n"
+)
+
+
+@contextlib.contextmanager
+def commands_about(shared: Shared, key: str) -> Iterator[list[str]]:
+    """Collect what the lock store, if it is Redis, is told through the block that names this key, script by script."""
+    told: list[str] = []
+    database = urlsplit(shared.settings.locks)
+    if database.scheme != "redis":
+        yield told
+        return
+    with shared.broker.monitor() as monitor:
+        yield told
+        end = uuid.uuid4().hex
+        shared.broker.echo(end)
+        for one in monitor.listen():
+            if end in one["command"]:
+                break
+            if one["client_type"] != "lua" and str(one["db"]) == database.path.strip("/") and key in one["command"]:
+                told.append(one["command"])
+
+
 class TestPublishers:
     def test_one_that_is_killed_between_the_place_and_the_message_frees_it_after_the_ttl(
         self, shared: Shared, key: str
     ) -> None:
         dying = publishing(
             shared,
-            "tasks.app.send_task = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"{ASK}"
+            "def die(*_, **__):\n"
+            "    ask()\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "tasks.app.send_task = die\n"
             "tasks.running_too.apply_async((sys.argv[1],), lock={'unique_ttl': 1.0})\n",
             key,
         )
-        dying.communicate()
+        assert dying.communicate()[0].split() == ["Duplicate"]
         assert dying.returncode == -signal.SIGKILL
         assert shared.journal.runs(key) == []
         free_again(shared, key, shared.tasks.running_too, within=2.0)
@@ -249,6 +285,9 @@ class TestPublishers:
     def test_a_broker_that_is_down_frees_it_at_once(self, shared: Shared, key: str) -> None:
         failing = publishing(
             shared,
+            f"{ASK}"
+            "from celery.signals import before_task_publish\n"
+            "before_task_publish.connect(lambda **_: ask(), weak=False)\n"
             "tasks.app.conf.broker_url = sys.argv[2]\n"
             "try:\n"
             "    tasks.running_too.apply_async((sys.argv[1],), retry=False)\n"
@@ -257,27 +296,35 @@ class TestPublishers:
             key,
             f"redis://127.0.0.1:{free_port()}/0",
         )
-        assert failing.communicate()[0].strip() == "refused"
+        assert failing.communicate()[0].split() == ["Duplicate", "refused"]
         first = shared.tasks.running_too.apply_async((key,), {"gate": False})
         assert not first.duplicate
         assert first.get(timeout=PATIENCE) == ""
 
     def test_of_a_thousand_calls_by_eight_processes_one_is_published(self, shared: Shared, key: str) -> None:
         code = (
+            # All but the question itself is done before: eight of them are to meet.
+            "tasks.queued.apply_async((sys.argv[1] + ' before',), queue=sys.argv[2])\n"
             "print('ready', flush=True); sys.stdin.readline()\n"
             "results = [tasks.queued.apply_async((sys.argv[1],), queue=sys.argv[1]) for _ in range(125)]\n"
             "print(*((result.id, result.duplicate) for result in results), sep='\\n')\n"
         )
-        publishers = [publishing(shared, code, key) for _ in range(8)]
+        publishers = [publishing(shared, code, key, f"{key}-before") for _ in range(8)]
         for each in publishers:
             assert each.stdout is not None
             assert each.stdout.readline() == "ready\n"
-        told = [line for each in publishers for line in each.communicate("go\n")[0].splitlines()]
+        with commands_about(shared, key) as commands:
+            for each in publishers:
+                assert each.stdin is not None
+                each.stdin.write("go\n")
+                each.stdin.flush()
+            told = [line for each in publishers for line in each.communicate()[0].splitlines()]
         assert len(told) == 1000
         assert len({line.partition(",")[0] for line in told}) == 1
         assert sum("True" in line for line in told) == 999
         assert shared.broker.llen(key) == 1
-        shared.broker.delete(key)
+        assert len(commands) == (1000 if shared.settings.locks.startswith("redis:") else 0)
+        shared.broker.delete(key, f"{key}-before")
 
 
 class TestReplace:
