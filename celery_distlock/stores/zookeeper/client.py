@@ -176,7 +176,7 @@ class Client(KazooClient):  # type: ignore[misc]  # kazoo has no types
         return _Committed(result, request)
 
     def overhear_children(self, path: str, then: Callable[[list[str]], None]) -> None:
-        """Ask for the names of a node's children as they are for the leader, who must know of our session.
+        """Ask for the names of a node's children as they are for the leader.
 
         Arguments:
             path: the node's.

@@ -63,8 +63,9 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
         #: What is said to log in belongs to the request for the session.
         self._connecting = False
 
-    # Kazoo numbers requests from 1 on in every connection. But servers know a request by its session and its number,
-    # and one of the last connection may still be under way. Java's client goes on counting, too.
+    # Kazoo numbers requests from 1 on in every connection. But a server finds out which of its clients' writes has been
+    # committed by the session and the number, and one of the last connection, by way of another server, may still be
+    # under way. Java's client goes on counting, too.
 
     @property
     def _xid(self) -> int:
@@ -142,12 +143,16 @@ class Connection(ConnectionHandler):  # type: ignore[misc]  # kazoo has no types
 
     def _read_response(self, header: Any, *args: Any) -> Any:
         pending = self.client._pending
-        if pending and pending[0][2] != header.xid:
-            # Kazoo's thread would end by this, and its callers get an error that tells them nothing. It has been seen
-            # after the death of a leader; the next connection is sound.
-            raise ConnectionDropped(f"an answer to {header.xid} where one to {pending[0][2]} was due")
+        due = pending[0][2] if pending else None
+        if header.xid != due:
+            # A session has moved, for the leader, when another server has asked for it since: one that was too slow for
+            # us, so that we went on to this one. A write is not answered then. The server closes the connection, but
+            # what it has to send is sent before, and with it answers to what we have asked after the write, since
+            # reads need no leader. Nothing was written, and the next connection moves the session back. Kazoo's thread
+            # would end by such an answer, and who waits for the write get a RuntimeError.
+            raise ConnectionDropped(f"an answer to {header.xid} where one to {due} was due")
         self._note(self._sent.popleft())
-        request = self.client._pending[0][0]
+        request = pending[0][0]
         if hasattr(request, "number"):
             request.number = header.zxid
         return super()._read_response(header, *args)

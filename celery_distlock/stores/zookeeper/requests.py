@@ -38,7 +38,10 @@ Operation = Callable[[Client], Any]
 
 
 def sync(path: str) -> Request:
-    """Have the server catch up with its leader, which must know of our session, before it answers what follows."""
+    """Have the server catch up with its leader before it answers what follows.
+
+    To a session that is over, or elsewhere, a leader refuses it; a follower does not tell what its leader said of that.
+    """
     return lambda client: client.sync_async(path)
 
 
