@@ -7,6 +7,7 @@ from typing import Any
 from celery_distlock import LockedTask
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__)
 
@@ -38,12 +39,8 @@ def passing(self: Any, key: str) -> str:
 
 @app.task(base=LockedTask, bind=True, lock_key="{key}")
 def hold(self: Any, key: str) -> str:
-    import os
-
-    import redis
-
-    with running(key, id=self.request.id), redis.Redis.from_url(os.environ["BROKER_URL"]) as client:
-        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
+    with running(key, id=self.request.id):
+        wait_at_gate(key)
     return key
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-import redis
 
 from celery_distlock import LockedTask
 from celery_distlock.signals import lock_skipped
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__)
 
@@ -32,8 +30,8 @@ def _skipped(sender: Any, task_id: str | None, key: str, holder: Any, **_: Any) 
 
 @app.task(**ONCE)
 def hold(self: Any, key: str) -> str:
-    with running(key, id=self.request.id), redis.Redis.from_url(os.environ["BROKER_URL"]) as client:
-        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
+    with running(key, id=self.request.id):
+        wait_at_gate(key)
     return "held"
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-import redis
 
 from celery_distlock import LockedTask
 from celery_distlock.signals import lock_contended
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__)
 
@@ -36,8 +34,8 @@ def tell(self: Any, key: str, own_retries: int = 0) -> dict[str, Any]:
 
 @app.task(base=LockedTask, bind=True, lock_key="{key}")
 def hold(self: Any, key: str) -> str:
-    with running(key, id=self.request.id), redis.Redis.from_url(os.environ["BROKER_URL"]) as client:
-        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
+    with running(key, id=self.request.id):
+        wait_at_gate(key)
     return key
 
 

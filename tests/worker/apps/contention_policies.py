@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
-
-import redis
 
 from celery_distlock import Contention, LockedTask
 from celery_distlock.signals import lock_acquired, lock_contended, lock_skipped
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__, task_remote_tracebacks=False)
 
 #: Lock retries in quick succession.
 QUICK = {"lock_retry_delay": 0.05, "lock_retry_backoff_max": 0.1}
-
-
-def _wait_at_gate(key: str) -> None:
-    with redis.Redis.from_url(os.environ["BROKER_URL"]) as client:
-        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
 
 
 @lock_acquired.connect(weak=False)
@@ -50,7 +43,7 @@ def _work(task: Any, key: str, seconds: float = 0.0) -> str:
 @app.task(base=LockedTask, bind=True, lock_key="{key}")
 def hold(self: Any, key: str) -> str:
     with running(key, id=self.request.id):
-        _wait_at_gate(key)
+        wait_at_gate(key)
     return key
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-import redis
 from celery import group
 
 from celery_distlock import Contention, LockedTask, current_lock
 from celery_distlock.signals import lock_contended
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__)
 
@@ -25,11 +24,6 @@ class Again(Exception):
 @lock_contended.connect(weak=False)
 def _contended(sender: Any, task_id: str | None, key: str, holder: Any, policy: str, **_: Any) -> None:
     record("contended", key=key, id=task_id, holder=(holder or {}).get("id"), policy=policy)
-
-
-def _wait_at_gate(key: str) -> None:
-    with redis.Redis.from_url(os.environ["BROKER_URL"]) as client:
-        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
 
 
 @app.task(**FAILS)
@@ -71,7 +65,7 @@ def link(self: Any, count: int, key: str) -> int:
 @app.task(**FAILS)
 def gated(self: Any, key: str, gate: str | None = None) -> str:
     with running(key, id=self.request.id):
-        _wait_at_gate(gate or key)
+        wait_at_gate(gate or key)
     return key
 
 
@@ -94,7 +88,7 @@ def publish_and_stay(self: Any, key: str, child: str = "link", **options: Any) -
     with running(key, id=self.request.id):
         result = app.tasks[f"{__name__}.{child}"].apply_async((0, key), **options)
         record("published", key=key, child=result.id)
-        _wait_at_gate(key)
+        wait_at_gate(key)
         return result.id
 
 
@@ -170,5 +164,5 @@ def publish_group(self: Any, key: str) -> list[str]:
 @app.task(**FAILS)
 def slow_link(self: Any, count: int, key: str) -> int:
     with running(key, id=self.request.id):
-        _wait_at_gate(key)
+        wait_at_gate(key)
         return count

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
-
-import redis
 
 from celery_distlock import LockedTask
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__)
 
@@ -33,8 +31,7 @@ def gated(self: Any, key: str) -> str:
     retries = self.request.retries
     with running(key, id=self.request.id, retries=retries, owner=self.lock.owner):
         if retries == 1:
-            with redis.Redis.from_url(os.environ["BROKER_URL"], socket_timeout=40.0) as client:
-                assert client.blpop([f"gate:{key}"], timeout=30), "nobody opened the gate"
+            wait_at_gate(key)
     if retries < 2:
         # A worker that is stopped would swallow what comes to a queue that it consumes.
         raise self.retry(countdown=5.0 * retries, queue="later" if retries else "celery")

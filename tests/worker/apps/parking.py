@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
-
-import redis
 
 from celery_distlock import LockedTask
 from celery_distlock.signals import lock_parked, lock_woken
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__)
 
@@ -48,7 +46,7 @@ def work(self: Any, key: str, seconds: float = 0.0, number: int = 0) -> int:
 def hold(self: Any, key: str) -> str:
     """Hold the key until somebody opens the gate."""
     with running(key, id=self.request.id, owner=self.lock.owner, fence=self.lock.fence, number=-1):
-        _wait_for_gate(key)
+        wait_at_gate(key)
     return key
 
 
@@ -56,19 +54,13 @@ def hold(self: Any, key: str) -> str:
 def busy(gate: str) -> None:
     """Occupy a slot until somebody opens the gate."""
     with running(f"busy-{gate}"):
-        _wait_for_gate(gate)
+        wait_at_gate(gate)
 
 
 @app.task
 def unrelated(seconds: float = 0.0) -> None:
     """Have nothing to do with locks."""
     time.sleep(seconds)
-
-
-def _wait_for_gate(name: str) -> None:
-    broker, results = os.environ["BROKER_URL"], os.environ["RESULT_BACKEND"]
-    with redis.Redis.from_url(broker if broker.startswith("redis") else results, socket_timeout=None) as client:
-        assert client.blpop([f"gate:{name}"], timeout=60), f"nobody opened the gate of {name}"
 
 
 @app.task(**WAIT, track_started=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import redis
-
 from celery_distlock import LockedTask
 from celery_distlock.signals import lock_contended, unique_superseded
 from tests.support.apps import make_app
 from tests.support.journal import record, running
+from tests.worker.apps.gates import wait_at_gate
 
 app = make_app(__name__, worker_prefetch_multiplier=1)
 
@@ -25,15 +24,10 @@ def _superseded(sender: Any, task_id: str, key: str, by: str | None, **_: Any) -
     record("superseded", key=key, id=task_id, by=by)
 
 
-def _wait_at_the_gate(key: str) -> None:
-    with redis.Redis.from_url(os.environ["BROKER_URL"], socket_timeout=40.0) as client:
-        assert client.blpop([f"gate:{key}"], timeout=30), f"nobody opened the gate of {key}"
-
-
 def _work(task: Any, key: str, note: str = "", gate: bool = True) -> str:
     with running(key, id=task.request.id, note=note, retries=task.request.retries):
         if gate:
-            _wait_at_the_gate(key)
+            wait_at_gate(key)
     return note
 
 
@@ -45,7 +39,7 @@ class Starting(LockedTask):
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         record("starting", key=args[0], id=task_id, pid=os.getpid())
         if kwargs.get("gate", True):
-            _wait_at_the_gate(args[0])
+            wait_at_gate(args[0])
 
 
 def _task(name: str, **options: Any) -> Any:
@@ -79,7 +73,7 @@ def retried(self: Any, key: str) -> int:
 def hold(self: Any, key: str) -> None:
     """Be another task of the same lock."""
     with running(key, id=self.request.id):
-        _wait_at_the_gate(key)
+        wait_at_gate(key)
 
 
 waiting = _task(
