@@ -15,7 +15,8 @@ from tests.worker.watching import Death, assert_free_at_once, lock_of
 
 ENDINGS = "tests.worker.apps.endings"
 MAY_LOG = ["LockLost", "WorkerLostError"]
-TTL = 0.6
+#: Seconds. A third of it is the interval in which the warden looks at a lease; the rest is for a busy machine.
+TTL = 2.0
 
 
 def _take_away(tasks: Any, start: Entry) -> None:

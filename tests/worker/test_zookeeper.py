@@ -13,7 +13,7 @@ from tests.support.journal import Journal
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
 from tests.support.zookeeper_server import ZooKeeperServer
-from tests.worker.watching import lock_of, seen_held
+from tests.worker.watching import excluded_until_its_end, lock_of
 
 ENDINGS = "tests.worker.apps.endings"
 #: Seconds.
@@ -33,8 +33,7 @@ def test_a_body_that_keeps_the_gil_longer_than_a_session_keeps_its_lock(
     worker(ENDINGS)
     tasks = load(ENDINGS)
     result = tasks.keep_the_gil.delay("a", 2.5 * SESSION)
-    journal.wait_for("start", key="a")
-    seen_held(lock_of(tasks, "a"), 2.2 * SESSION)
+    excluded_until_its_end(tasks, journal, "a")
     assert result.get(timeout=20) == "a"
     assert journal.entries("lost") == journal.entries("unsure") == []
 

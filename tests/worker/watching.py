@@ -9,11 +9,13 @@ import time
 from typing import Any
 
 from celery_distlock import Lock
+from tests.support.journal import Journal
 
 __all__ = [
     "Death",
     "Grant",
     "assert_free_at_once",
+    "excluded_until_its_end",
     "first_grant",
     "lock_of",
     "seen_held",
@@ -97,6 +99,15 @@ def assert_free_at_once(tasks: Any, key: str, within: float = 3.0) -> None:
     assert lock.acquire(timeout=within), f"{key!r} is still held by {lock.holders()}"
     lock.release()
     assert lock.holders() == []
+
+
+def excluded_until_its_end(tasks: Any, journal: Journal, key: str) -> None:
+    """Fail if the key of a body that ends by itself, and well, could be had before its end; wait for that."""
+    journal.wait_for("start", key=key)
+    grant = first_grant(lock_of(tasks, key))
+    (run,) = journal.runs(key)
+    assert run.error is None
+    assert grant.at >= run.end, f"{key!r} was granted while its body ran"
 
 
 def seen_held(lock: Lock, seconds: float) -> None:
