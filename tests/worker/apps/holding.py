@@ -23,7 +23,13 @@ def _lost(sender: Any, task_id: str | None, key: str, **_: Any) -> None:
     record("lost", key=key, id=task_id)
 
 
-@app.task(base=LockedTask, bind=True, lock_key="{key}", lock_min_hold=1.0, lock_retry_delay=0.05, max_retries=1)
+def asked(key: str, *_: Any, **__: Any) -> str:
+    """Compute the key and tell that the store is about to be asked: it cannot have granted the lock before."""
+    record("asking", key=key)
+    return key
+
+
+@app.task(base=LockedTask, bind=True, lock_key=asked, lock_min_hold=1.0, lock_retry_delay=0.05, max_retries=1)
 def quick(self: Any, key: str, outcome: str = "success") -> int:
     with running(key, id=self.request.id):
         if outcome == "fail":
@@ -33,7 +39,13 @@ def quick(self: Any, key: str, outcome: str = "success") -> int:
     return int(self.request.retries)
 
 
-@app.task(base=LockedTask, bind=True, lock_key="{key}", lock_max_hold=1.0, lock_ttl=1.0)
+@app.task(base=LockedTask, lock_key="{key}", lock_min_hold=30.0)
+def resting(key: str) -> str:
+    """Keep the lock for longer than any test waits."""
+    return key
+
+
+@app.task(base=LockedTask, bind=True, lock_key=asked, lock_max_hold=1.0, lock_ttl=1.0)
 def stuck(self: Any, key: str, seconds: float = 30.0, check: bool = False) -> None:
     with running(key, id=self.request.id):
         end = time.monotonic() + seconds
