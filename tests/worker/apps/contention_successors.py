@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery import group
@@ -86,8 +87,10 @@ def publish_and_go(self: Any, key: str) -> str:
 def publish_and_stay(self: Any, key: str, child: str = "link", **options: Any) -> str:
     """Publish a child and stay until the gate opens."""
     with running(key, id=self.request.id):
+        began = time.monotonic()
         result = app.tasks[f"{__name__}.{child}"].apply_async((0, key), **options)
-        record("published", key=key, child=result.id)
+        # The child may have begun by now.
+        record("published", key=key, child=result.id, began=began)
         wait_at_gate(key)
         return result.id
 
