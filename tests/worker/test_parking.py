@@ -16,7 +16,7 @@ from celery.exceptions import TaskRevokedError
 
 from celery_distlock import LockTimeout
 from celery_distlock.worker.row import MOST
-from tests.support.journal import Journal, overlaps
+from tests.support.journal import Journal
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
@@ -65,12 +65,13 @@ def parked(shared: Shared, key: str, count: int) -> list[dict[str, Any]]:
 
 class TestTheLine:
     def test_parked_tasks_run_one_by_one_and_all_complete(self, shared: Shared, key: str) -> None:
-        results = [shared.tasks.work.delay(key, 0.005, number) for number in range(40)]
+        with shared.held_by_a_task(key) as holder:
+            results = [shared.tasks.work.delay(key, 0.005, number) for number in range(40)]
+            shared.journal.wait_for("parked", key=key)
         assert [result.get(timeout=PATIENCE) for result in results] == list(range(40))
         runs = shared.journal.runs(key)
-        assert sorted(str(run.id) for run in runs) == sorted(result.id for result in results)
+        assert sorted(str(run.id) for run in runs) == sorted(result.id for result in (holder, *results))
         assert shared.journal.overlaps(key) == []
-        assert shared.journal.entries("parked", key=key), "nobody was ever parked: nothing was tested"
         fences = [run.fence for run in runs]
         assert fences == sorted(set(fences))
 
@@ -116,15 +117,17 @@ class TestTheLine:
 
     @pytest.mark.parametrize("limit", [2, 3])
     def test_with_permits_as_many_run_at_once_as_there_are(self, shared: Shared, key: str, limit: int) -> None:
-        options = {"limit": limit}
-        results = [shared.tasks.work.apply_async((key, 0.1), lock=options) for _ in range(12)]
+        results = [shared.tasks.hold.apply_async((key,), lock={"limit": limit}) for _ in range(12)]
+        # They stay until there are as many as may be, and another one has been refused.
+        shared.journal.wait_for("start", limit, key=key)
+        shared.journal.wait_for("parked", key=key)
+        shared.open_gate(key, 12)
         for result in results:
             result.get(timeout=PATIENCE)
         runs = shared.journal.runs(key)
         at_once = [sum(other.start <= run.start < other.end for other in runs) for run in runs]
         assert max(at_once) == limit
         assert len({run.fence for run in runs}) == 12
-        assert overlaps(runs), "nothing ran at once"
 
     def test_more_permits_take_effect_for_those_who_wait(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
@@ -231,22 +234,22 @@ class TestWhileItWaits:
     def test_it_expires(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
             result = shared.tasks.work.apply_async((key,), expires=1.5)
-            parked(shared, key, 1)
+            shared.journal.wait_for("parked", id=result.id)
             with pytest.raises(TaskRevokedError):
                 result.get(timeout=1.5 + AT_ONCE)
             eventually(lambda: not locks(shared, "parked", key), PATIENCE, "an empty line")
 
     def test_lock_timeout_fails_it_though_every_slot_is_taken(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key) as holder:
-            result = shared.tasks.hooked.apply_async((key,), lock={"timeout": 1.0})
-            parked(shared, key, 1)
+            result = shared.tasks.hooked.apply_async((key,), lock={"timeout": 3.0})
+            shared.journal.wait_for("parked", id=result.id)
             # More than there are slots: each worker has some in reserve, whichever gets how many.
             busy = [shared.tasks.busy.delay(f"{key}-busy") for _ in range(12)]
             shared.journal.wait_for("start", 3, key=f"busy-{key}-busy")
             began = time.monotonic()
             with pytest.raises(LockTimeout) as raised:
-                result.get(timeout=1.0 + AT_ONCE)
-            assert time.monotonic() - began < 1.0 + AT_ONCE
+                result.get(timeout=3.0 + AT_ONCE)
+            assert time.monotonic() - began < 3.0 + AT_ONCE
             assert raised.value.key == key
             assert holder.id in str(raised.value)
             shared.open_gate(f"{key}-busy", 12)
