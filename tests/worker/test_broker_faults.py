@@ -17,7 +17,7 @@ from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
 from tests.worker.behind import records_in
-from tests.worker.faults import KNOWS_WHO_IS_BUSY, PATIENCE, RedisBroker, received
+from tests.worker.faults import KNOWS_WHO_IS_BUSY, PATIENCE, RedisBroker, received, wait_until_accepted
 
 APP = "tests.worker.apps.faults_redelivery"
 
@@ -42,6 +42,7 @@ def test_a_message_delivered_again_on_a_new_connection_waits_for_the_original(
     broker = RedisBroker(tasks.app)
     result = tasks.hold.delay("a")
     journal.wait_for("start", key="a")
+    wait_until_accepted(tasks.app, result.id)
     broker.drop_connections()
     node.wait_for_log(PARKED)
     assert received(result.id, [node]) == 2
@@ -85,6 +86,7 @@ def test_a_task_that_is_cancelled_with_its_connection_runs_again_after_its_end(
     broker = RedisBroker(tasks.app)
     result = tasks.hold.delay("a")
     journal.wait_for("start", key="a")
+    wait_until_accepted(tasks.app, result.id)
     broker.drop_connections()
     journal.wait_for("start", count=2, key="a")
     journal.record("go", key="a")
@@ -160,6 +162,7 @@ def test_broker_and_store_in_one_redis_that_loses_everything(
     lock = {"ttl": 2.0, "retry_delay": 0.1}
     result = tasks.hold_early.apply_async(("a",), lock=lock)
     (start,) = journal.wait_for("start", key="a")
+    wait_until_accepted(tasks.app, result.id)
     server.restart()
     node.wait_for_log(READY_AGAIN)
     node.wait_for_log(r"was entered again")
@@ -196,6 +199,7 @@ class TestRabbitMQ:
         tasks = load(APP, direct, conf=conf)
         result = tasks.hold.delay("a")
         journal.wait_for("start", key="a")
+        wait_until_accepted(tasks.app, result.id)
         between.cut()
         node.wait_for_log(PARKED)
         if KNOWS_WHO_IS_BUSY:
