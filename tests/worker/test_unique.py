@@ -197,7 +197,7 @@ class TestEndings:
 
     def test_revoked_while_it_is_queued(self, shared: Shared, key: str) -> None:
         task = shared.tasks.running_too
-        first = task.apply_async((key,), {"gate": False}, countdown=1.5)
+        first = task.apply_async((key,), {"gate": False}, countdown=2.0)
         assert task.delay(key).id == first.id
         shared.tasks.app.control.revoke(first.id)
         with pytest.raises(TaskRevokedError):
@@ -366,7 +366,8 @@ class TestRerun:
 class TestParked:
     def test_one_that_waits_for_its_lock_is_still_queued(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
-            first = shared.tasks.waiting.apply_async((key,), {"gate": False})
+            # As long as the test takes, whatever that is.
+            first = shared.tasks.waiting.apply_async((key,), {"gate": False}, lock={"timeout": 3 * PATIENCE})
             shared.journal.wait_for("contended", key=key, id=first.id)
             assert shared.tasks.waiting.delay(key).id == first.id
         assert first.get(timeout=PATIENCE) == ""

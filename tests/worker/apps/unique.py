@@ -65,7 +65,7 @@ def retried(self: Any, key: str) -> int:
     """Wait at the gate, be retried once after a while, and wait again."""
     _work(self, key)
     if not self.request.retries:
-        raise self.retry(countdown=1.0)
+        raise self.retry(countdown=2.0)
     return int(self.request.retries)
 
 
