@@ -94,9 +94,9 @@ class TestTheLine:
 
     def test_a_lease_that_was_waited_for_is_kept_alive(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
-            first = shared.tasks.work.apply_async((key, 2.5), lock={"ttl": 1.0})
+            first = shared.tasks.work.apply_async((key, 4.5), lock={"ttl": 2.0})
             parked(shared, key, 1)
-            second = shared.tasks.work.apply_async((key,), lock={"ttl": 1.0})
+            second = shared.tasks.work.apply_async((key,), lock={"ttl": 2.0})
         assert first.get(timeout=PATIENCE) == 0  # its body ends with check()
         second.get(timeout=PATIENCE)
         assert shared.journal.overlaps(key) == []

@@ -195,7 +195,7 @@ def test_scripts_that_the_server_forgets_are_loaded_again(
 ) -> None:
     worker(APP, concurrency=1)
     tasks = load(APP)
-    result = tasks.work.delay("a")
+    result = tasks.work.apply_async(("a",), lock={"ttl": 2.0})
     journal.wait_for("held", key="a")
     with store.client() as client:
         renewals = _calls(store)
@@ -214,7 +214,7 @@ def test_connections_that_the_server_closes_are_made_anew(
 ) -> None:
     node = worker(APP, concurrency=1)
     tasks = load(APP)
-    result = tasks.work.delay("a")
+    result = tasks.work.apply_async(("a",), lock={"ttl": 2.0})
     journal.wait_for("held", key="a")
     with store.client() as client:
         for _ in range(2):
