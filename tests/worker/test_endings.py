@@ -119,7 +119,7 @@ def test_a_time_limit_of_the_gevent_pool_frees_the_key_at_once(
 ) -> None:
     worker(ENDINGS, pool="gevent", may_log=["TimeLimitExceeded", "Hard time limit", "Timeout"])
     tasks = load(ENDINGS)
-    tasks.hold.apply_async(("a",), time_limit=0.3)
+    tasks.hold.apply_async(("a",), time_limit=1.5)
     journal.wait_for("end", key="a")
     assert_free_at_once(tasks, "a")
     assert tasks.succeed.delay("a").get(timeout=20) == "a"

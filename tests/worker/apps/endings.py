@@ -108,7 +108,7 @@ def exit_process(self: Any, key: str) -> None:
         sys.exit(3)
 
 
-@app.task(base=LockedTask, bind=True, lock_key="{key}", soft_time_limit=0.3, throws=(SoftTimeLimitExceeded,))
+@app.task(base=LockedTask, bind=True, lock_key="{key}", soft_time_limit=1.5, throws=(SoftTimeLimitExceeded,))
 def exceed_soft_limit(self: Any, key: str) -> None:
     with in_run(self, key):
         until_told(key)
