@@ -16,7 +16,9 @@ from examples.zookeeper.server import zookeeper
 KEY = "example:machines"
 
 
-def machine(name: str, url: str, started: float, patience: float | None, work: Event, holds: Event) -> None:
+def machine(
+    name: str, url: str, started: float, patience: float | None, work: Event, asks: Event, holds: Event
+) -> None:
     """Be one machine: say who has the lock, wait for it, keep it until ``work`` is done.
 
     Arguments:
@@ -25,6 +27,7 @@ def machine(name: str, url: str, started: float, patience: float | None, work: E
         started: monotonic time from which the log counts.
         patience: how long to wait, in seconds; None: for ever.
         work: set when the work that needs the lock is done.
+        asks: set before the lock is asked for.
         holds: set once the lock is held.
     """
     # Where nobody has set up logging, kazoo's warnings of each try to connect would end up between our lines.
@@ -34,6 +37,7 @@ def machine(name: str, url: str, started: float, patience: float | None, work: E
         lock = Lock(KEY, store=store, identifier=name)
         for holder in lock.holders():
             say(f"{name} sees that {holder['identifier']} has the lock", since=started)
+        asks.set()
         if not lock.acquire(timeout=patience):
             say(f"{name} gives up after {patience:g} s", since=started)
             return
@@ -52,12 +56,12 @@ def main(url: str | None, seconds: float) -> None:
     context = multiprocessing.get_context("spawn")
     address, servers = zookeeper(url, count=3)
     started = time.monotonic()
-    machines, working, holding = {}, {}, {}
+    machines, working, asking, holding = {}, {}, {}, {}
     for name, patience in (("web1", None), ("web2", None), ("web3", seconds)):
-        working[name], holding[name] = context.Event(), context.Event()
+        working[name], asking[name], holding[name] = context.Event(), context.Event(), context.Event()
         machines[name] = context.Process(
             target=machine,
-            args=(name, address, started, patience, working[name], holding[name]),
+            args=(name, address, started, patience, working[name], asking[name], holding[name]),
             name=name,
             daemon=True,
         )
@@ -65,6 +69,7 @@ def main(url: str | None, seconds: float) -> None:
     holding["web1"].wait(30)
     machines["web2"].start()
     machines["web3"].start()
+    asking["web2"].wait(30)
     machines["web3"].join()
     if servers is not None:
         killed = servers.kill_leader()

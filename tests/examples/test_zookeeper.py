@@ -45,7 +45,7 @@ def embedded() -> None:
 
 @pytest.mark.usefixtures("embedded")
 def test_thread_b_starts_when_a_is_done(run: RunZooKeeperExample) -> None:
-    assert run("turns", "0.5") == [
+    assert run("turns", "1.0") == [
         "A wants the lock",
         "A starts",
         "B wants the lock",
