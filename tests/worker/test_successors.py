@@ -157,7 +157,9 @@ class TestAChildOfARunningBody:
             child.get(timeout=PATIENCE)
         first, second = two.journal.entries("contended", id=child.id)
         assert first["t"] - published["began"] >= PREDECESSOR_PATIENCE
-        assert second["t"] - first["t"] < PREDECESSOR_PATIENCE / 2
+        # How long the second try was on its way to a process is another matter.
+        _, asked_again = two.journal.entries("asking", key=key)
+        assert second["t"] - asked_again["t"] < PREDECESSOR_PATIENCE / 2
         two.open_gate(key)
         parent.get(timeout=PATIENCE)
 

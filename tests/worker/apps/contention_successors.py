@@ -95,6 +95,12 @@ def publish_and_stay(self: Any, key: str, child: str = "link", **options: Any) -
         return result.id
 
 
+def _asked(count: int, key: str) -> str:
+    """Compute the key and tell that the store is about to be asked."""
+    record("asking", key=key)
+    return key
+
+
 def _retry_once(task: Any, contention: Contention) -> str:
     return "retry" if contention.attempt == 0 else "fail"
 
@@ -102,7 +108,7 @@ def _retry_once(task: Any, contention: Contention) -> str:
 @app.task(
     base=LockedTask,
     bind=True,
-    lock_key="{key}",
+    lock_key=_asked,
     lock_on_contention=_retry_once,
     lock_retry_delay=0.01,
     lock_retry_jitter=False,
