@@ -208,13 +208,14 @@ def test_a_rest_and_a_record_are_left_in_one_step(store: ZooKeeperStore, behind:
 def test_what_dead_processes_have_left_is_swept_by_whoever_renews_a_lease(
     store: ZooKeeperStore, open_zookeeper: OpenStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "EVERY", 0.5)
     with closing(open_zookeeper()) as dead:
-        dead.reserve(Token("a", "first", 0.3, window=30.0))
-        dead.reserve(Token("b", "old", 0.3, replaces=True))
-        dead.reserve(Token("b", "new", 0.3, replaces=True))
-        dead.release([dataclasses.replace(granted(dead, "c"), rest=0.3)], [Completion("c", "run", 0.3)])
+        dead.reserve(Token("a", "first", 1.0, window=30.0))
+        dead.reserve(Token("b", "old", 1.0, replaces=True))
+        dead.reserve(Token("b", "new", 1.0, replaces=True))
+        dead.release([dataclasses.replace(granted(dead, "c"), rest=1.0)], [Completion("c", "run", 1.0)])
     assert len(everything(behind)) == 6
+    # Not before: they would have swept it themselves.
+    monkeypatch.setattr(sweeping, "EVERY", 0.5)
     lease = granted(store, "mine")
     store.renew([lease])
     eventually(lambda: everything(behind) == ["locks/mine"], 10.0, "everything to be swept")
