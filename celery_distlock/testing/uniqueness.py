@@ -85,10 +85,9 @@ class UniquenessContract(StoreContract):
         assert store.reserve(token("second")) == Reserved()
 
     def test_asking_again_starts_its_time_anew(self, store: _Store) -> None:
-        store.reserve(token("first", ttl=2 * self.ttl))
-        self.wait(1.5 * self.ttl)
-        store.reserve(token("first", ttl=2 * self.ttl))
-        self.wait(self.ttl)
+        store.reserve(token("first", ttl=self.ttl))
+        store.reserve(token("first", ttl=30.0))
+        self.wait(self.ttl + 0.05)
         assert store.reserve(token("second")) == Duplicate("first")
 
     def test_one_that_will_not_start_is_cancelled(self, store: _Store) -> None:
@@ -184,11 +183,10 @@ class UniquenessContract(StoreContract):
         assert store.reserve(token("second", queued=False, window=self.ttl)) == Reserved()
 
     def test_a_duplicate_does_not_prolong_the_window(self, store: _Store) -> None:
-        store.reserve(token("first", queued=False, window=2 * self.ttl))
-        self.wait(1.5 * self.ttl)
-        store.reserve(token("second", queued=False, window=2 * self.ttl))
-        self.wait(self.ttl)
-        assert store.reserve(token("third", queued=False, window=2 * self.ttl)) == Reserved()
+        store.reserve(token("first", queued=False, window=3 * self.ttl))
+        assert store.reserve(token("second", queued=False, window=30.0)) == Duplicate("first")
+        self.wait(3 * self.ttl + 0.05)
+        assert store.reserve(token("third", queued=False, window=30.0)) == Reserved()
 
     def test_the_window_of_one_that_never_starts_ends_with_its_ttl(self, store: _Store) -> None:
         store.reserve(token("first", queued=False, ttl=self.ttl, window=30.0))
@@ -196,10 +194,10 @@ class UniquenessContract(StoreContract):
         assert store.reserve(token("second", queued=False, window=30.0)) == Reserved()
 
     def test_the_window_of_one_that_has_started_is_longer_than_its_ttl(self, store: _Store) -> None:
-        mine = token("first", queued=False, ttl=self.ttl, window=30.0)
+        mine = token("first", queued=False, ttl=3 * self.ttl, window=30.0)
         store.reserve(mine)
         store.begin(mine, None)
-        self.wait(self.ttl + 0.05)
+        self.wait(3 * self.ttl + 0.05)
         assert store.reserve(token("second", queued=False, window=30.0)) == Duplicate("first")
 
     def test_one_that_was_never_published_gives_its_window_back(self, store: _Store) -> None:

@@ -219,10 +219,11 @@ def test_release_frees_the_key_at_once(run: Locks, store: LockStore, options: li
 
 
 def test_the_holder_learns_of_a_release_by_force_at_its_next_renewal(run: Locks, redis_url: str) -> None:
-    lock = Lock("report", url=redis_url, ttl=0.5)
+    # Renewed after a second, long before it would have to doubt by itself.
+    lock = Lock("report", url=redis_url, ttl=3.0)
     lock.acquire()
     assert run("release", "report", "--yes").exit_code == 0
-    eventually(lambda: not lock.held, timeout=0.5, what="the renewal is answered LOST")
+    eventually(lambda: not lock.held, timeout=3.0, what="the renewal is answered LOST")
     with pytest.raises(LockLost, match="given away"):
         lock.check()
     with pytest.raises(LockLost):

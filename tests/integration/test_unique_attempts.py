@@ -118,10 +118,16 @@ class TestItsPredecessor:
         assert isinstance(begun, Begun)
         return Lease(claim.key, claim.owner, begun.fence, claim.ttl, 0.0)
 
+    @pytest.fixture
+    def patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have it wait for longer than any machine is busy."""
+        monkeypatch.setattr("celery_distlock.task.unique.PREDECESSOR_PATIENCE", 20.0)
+
     def release_soon(self, shop: Shop, lease: Lease) -> None:
         timer = threading.Timer(0.2, shop.store.release, [[lease]])
         timer.start()
 
+    @pytest.mark.usefixtures("patience")
     @pytest.mark.parametrize("request_of", [{"id": "mine", "retries": 1}, {"id": "next", "parent_id": "mine"}])
     def test_one_that_has_no_lock_waits_for_its_end(self, shop: Shop, request_of: dict[str, Any]) -> None:
         task = shop.task(lock_key=lambda order: None)
@@ -139,10 +145,11 @@ class TestItsPredecessor:
         assert 0.9 < time.monotonic() - began < 3.0
         assert len(shop.ran) == 1
 
+    @pytest.mark.usefixtures("patience")
     def test_and_for_nobody_else(self, shop: Shop) -> None:
         task = shop.task(lock_key=lambda order: None)
         self.begun(shop, "mine")
         began = time.monotonic()
         shop.execute(task, Token(KEY, "stranger", 60.0, running=True))
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 5.0
         assert len(shop.ran) == 1

@@ -337,18 +337,21 @@ def test_a_waiter_that_a_late_poll_has_entered_again_is_taken_out(
 
 
 def test_time_outs_are_exact_and_leave_nothing_behind(redis_url: str, server: redis.Redis) -> None:
-    with Lock("k", url=redis_url):
+    with contextlib.closing(open_store(redis_url)) as store, Lock("k", store=store):
+        # A place that is not given up stays for a minute.
+        store.claim_ttl = 60.0  # type: ignore[attr-defined]
         before = set(server.scan_iter())
-        waiters = [Waiting(Lock("k", url=redis_url), timeout=0.3 + n / 100) for n in range(20)]
+        waiters = [Waiting(Lock("k", store=store), timeout=0.3 + n / 100) for n in range(20)]
         late = []
         for n, waiter in enumerate(waiters):
             assert waiter.got_it() is False
             late.append(waiter.since - waiter.asked - 0.3 - n / 100)
         late.sort()
         assert late[0] >= 0.0
-        # Who asked only when a poll is due would be late by up to two thirds of a second.
-        assert late[10] < 0.25, late
-        assert set(server.scan_iter()) == before
+        # Who asked only when a poll is due would be late by up to twenty seconds.
+        assert late[-1] < 2.0, late
+        # The last places may be given up in the background.
+        eventually(lambda: set(server.scan_iter()) == before, 10, "the end of all places")
     assert not list(server.scan_iter("*k"))
 
 
@@ -360,7 +363,7 @@ def test_a_time_out_names_who_holds_the_lock_now(store: LockStore) -> None:
     eventually(lambda: places(store) == 1, 5, "one in the line")
     third = threading.Timer(0.05, first.release)
     third.start()
-    with pytest.raises(LockTimeout) as caught, Lock("k", store=store, timeout=0.2):
+    with pytest.raises(LockTimeout) as caught, Lock("k", store=store, timeout=1.5):
         pass
     third.join()
     assert caught.value.holder is not None
@@ -369,26 +372,34 @@ def test_a_time_out_names_who_holds_the_lock_now(store: LockStore) -> None:
 
 
 def test_a_grant_that_races_with_the_time_out_is_never_lost(store: LockStore) -> None:
-    rng = random.Random(7)
-    outcomes = set()
+    # What is lost stays lost for long.
+    store.claim_ttl = 60.0  # type: ignore[attr-defined]
+    outcomes: list[bool] = []
+    # Seconds before the time-out at which the key is released: as many as a hand-over takes on this machine.
+    lead, step = 0.0, 0.0005
     for _ in range(60):
         holder = Lock("k", store=store)
-        assert holder.acquire(timeout=0.5), "the place was lost to somebody who has left"
-        waiter = Waiting(Lock("k", store=store), timeout=0.02)
-        time.sleep(0.02 + rng.uniform(-0.002, 0.002))
+        assert holder.acquire(timeout=10.0), "the place was lost to somebody who has left"
+        waiter = Waiting(Lock("k", store=store), timeout=0.02 + max(0.0, lead))
+        time.sleep(0.02 - min(0.0, lead))
         holder.release()
-        outcomes.add(waiter.got_it())
+        got = waiter.got_it()
+        step = 2 * step if outcomes[-1:] == [got] else 0.0005
+        lead += -step if got else step
+        outcomes.append(got)
         waiter.end()
     assert store.holders("k") == []
-    assert outcomes == {True, False}, "the race did not happen"
+    assert set(outcomes) == {True, False}, "the race did not happen"
 
 
 def test_a_waiter_that_gave_up_is_in_nobodys_way(store: LockStore) -> None:
+    # Its place is not left to expire; but it may be given up in the background.
+    store.claim_ttl = 60.0  # type: ignore[attr-defined]
     holder = Lock("k", store=store)
     holder.acquire()
     assert Lock("k", store=store).acquire(timeout=0.05) is False
     holder.release()
-    assert Lock("k", store=store).acquire(blocking=False)
+    assert Lock("k", store=store).acquire(timeout=10.0)
 
 
 # Interruptions.
@@ -448,11 +459,12 @@ def test_no_place_is_kept_for_a_waiter_that_vanished(store: LockStore, monkeypat
 def test_waiters_interrupted_at_any_moment_leave_nothing_that_lasts(redis_url: str) -> None:
     rng = random.Random(11)
     with contextlib.closing(open_store(redis_url)) as store:
+        # Given back at once, not left to expire: a silent waiter keeps its place for a minute, a lease lasts for half.
+        store.claim_ttl = 60.0  # type: ignore[attr-defined]
         Lock("warm up", store=store).acquire()
         for _ in range(150):
             holder = Lock("k", store=store)
-            # Given back at once, not left to expire: a place is kept for 2 s for who is silent, and a lease for 30 s.
-            assert holder.acquire(timeout=1.0), "an interrupted waiter is still in the way"
+            assert holder.acquire(timeout=10.0), "an interrupted waiter is still in the way"
             releasing = threading.Timer(0.003, holder.release)
             releasing.start()
             lock = Lock("k", store=store)
@@ -461,7 +473,7 @@ def test_waiters_interrupted_at_any_moment_leave_nothing_that_lasts(redis_url: s
             releasing.join()
             if lock.held:
                 lock.release()
-        eventually(lambda: store.holders("k") == [], 2, "the end of what interrupted waiters had got")
+        eventually(lambda: store.holders("k") == [], 10, "the end of what interrupted waiters had got")
 
 
 @pytest.mark.parametrize("question", ["enqueue", "confirm"])
@@ -481,14 +493,15 @@ def test_what_was_granted_without_an_answer_is_given_back(
         raise StoreUnavailable(store.name, "the answer was lost")
 
     monkeypatch.setattr(store, question, without_answer)
-    waiter = Waiting(Lock("k", store=store), timeout=0.5)
+    waiter = Waiting(Lock("k", store=store), timeout=1.5)
     if question == "confirm":
         eventually(lambda: places(store) == 1, 5, "one in the line")
         holder.release()
     assert waiter.got_it() is False
     assert asked
     monkeypatch.undo()
-    assert Lock("k", store=store).acquire(timeout=1.0), "granted to somebody who does not know it"
+    # Nobody else would give back what it was granted for thirty seconds.
+    assert Lock("k", store=store).acquire(timeout=10.0), "granted to somebody who does not know it"
     waiter.end()
 
 
@@ -521,7 +534,7 @@ def test_a_holder_that_is_killed_is_followed_by_the_first_waiter_within_its_ttl(
             """
             import sys, time
             from celery_distlock import Lock
-            Lock("k", url=sys.argv[1], ttl=1.0).acquire()
+            Lock("k", url=sys.argv[1], ttl=3.0).acquire()
             print("held", flush=True)
             time.sleep(60)
             """
@@ -536,13 +549,13 @@ def test_a_holder_that_is_killed_is_followed_by_the_first_waiter_within_its_ttl(
     for number in range(2):
         waiters.append(Waiting(Lock("k", url=redis_url)))
         eventually(lambda number=number: waiting(server) == number + 1, 5, "the next one in the line")  # type: ignore[misc]
-    time.sleep(1.2)
+    time.sleep(3.5)
     assert not waiters[0].answered.is_set(), "a living holder was replaced"
     killed = time.monotonic()
     process.kill()
     assert waiters[0].got_it(5.0)
     # Its last renewal was up to a third of the ttl ago; the grace of 0.1 s comes on top.
-    assert 0.5 < waiters[0].since - killed < 1.0 + 1.0
+    assert 1.0 < waiters[0].since - killed < 3.0 + 1.0
     for waiter in waiters:
         assert waiter.got_it()
         waiter.end()
@@ -616,13 +629,13 @@ def test_a_server_that_restarts_without_data_neither_loses_waiters_nor_lets_them
 
 def test_a_server_that_does_not_answer_for_a_while_is_waited_for(private_redis: StartServer) -> None:
     server = private_redis()
-    with contextlib.closing(open_store(f"{server.url}?timeout=0.3")) as store:
+    with contextlib.closing(open_store(f"{server.url}?timeout=1.0")) as store:
         holder = Lock("k", store=store)
         holder.acquire()
         waiter = Waiting(Lock("k", store=store))
         eventually(lambda: places(store) == 1, 5, "one in the line")
         server.freeze()
-        time.sleep(1.0)
+        eventually(lambda: line._lines[store].failure is not None, 5, "a poll without an answer")
         server.thaw()
         assert not waiter.answered.is_set()
         holder.release()
@@ -638,7 +651,7 @@ def test_a_server_that_is_gone_for_long_is_no_answer(
     with contextlib.closing(open_store(server.url)) as store:
         holder = Lock("k", store=store)
         holder.acquire()
-        patient, hasty = Waiting(Lock("k", store=store)), Waiting(Lock("k", store=store), timeout=1.0)
+        patient, hasty = Waiting(Lock("k", store=store)), Waiting(Lock("k", store=store), timeout=4.0)
         eventually(lambda: places(store) == 2, 5, "two in the line")
         server.kill()
         for waiter in (patient, hasty):

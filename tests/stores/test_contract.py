@@ -12,13 +12,16 @@ from celery_distlock.lease import Lease
 from celery_distlock.stores import open_store
 from celery_distlock.stores.base import LockStore
 from celery_distlock.stores.memory import MemoryStore
-from celery_distlock.testing import PassingOnContract, QueueingContract, UniquenessContract
+from celery_distlock.testing import PassingOnContract, QueueingContract, StoreContract, UniquenessContract
 from tests.stores.zookeeper import SHORT_SESSION, expire_session
 from tests.support.proxy import Proxy
 from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
 from tests.support.zookeeper_server import ZooKeeperServer
 
 StartProxy = Callable[[ZooKeeperServer], Proxy]
+
+#: The test that waits until a holder's session has expired by itself.
+OF_SILENCE = StoreContract.test_a_silent_holders_key_is_granted_after_its_deadline_and_within_ttl_and_slack.__name__
 
 
 class TestMemoryStore(QueueingContract, UniquenessContract, PassingOnContract):
@@ -49,7 +52,6 @@ class InZooKeeper(QueueingContract, UniquenessContract, PassingOnContract):
     """What both kinds of servers have in common. The client whose leases expire talks through a proxy."""
 
     sessions = True
-    claim_ttl = 0.8
     keeps_tickets = False
 
     @pytest.fixture
@@ -63,10 +65,15 @@ class InZooKeeper(QueueingContract, UniquenessContract, PassingOnContract):
             yield store
 
     @pytest.fixture
-    def mortal_store(self, server: ZooKeeperServer, url: str, proxy: StartProxy) -> Iterator[LockStore]:
+    def mortal_store(
+        self, request: pytest.FixtureRequest, server: ZooKeeperServer, url: str, proxy: StartProxy
+    ) -> Iterator[LockStore]:
         self.server, self.proxy = server, proxy(server)
         chroot = url.rpartition("/")[2]
-        address = f"zookeeper://{self.proxy.host}:{self.proxy.port}/{chroot}?session_timeout={SHORT_SESSION}"
+        # All others' sessions are ended by force, and must last until then.
+        is_left_to_expire = request.function.__name__ == OF_SILENCE
+        options = f"?session_timeout={SHORT_SESSION}" if is_left_to_expire else ""
+        address = f"zookeeper://{self.proxy.host}:{self.proxy.port}/{chroot}{options}"
         with closing(open_store(address, prefix="contract")) as store:
             self.mortal = store
             yield store

@@ -117,7 +117,8 @@ def open_nothing() -> LockStore:
 
 def test_threads_without_exclusion_are_found_out() -> None:
     with pytest.raises(AssertionError):
-        fuzz_counter(lambda: GrantsEverybody("fuzz-everybody"), threads=4, increments=20)
+        # So many that none is done before the next one has begun.
+        fuzz_counter(lambda: GrantsEverybody("fuzz-everybody"), threads=4, increments=300)
     MemoryStore("fuzz-everybody").drop()
 
 
@@ -138,7 +139,7 @@ def test_a_lost_increment_is_found_out_although_the_fences_grow(memory_store: Me
 
 def test_processes_that_do_not_share_their_store_are_found_out() -> None:
     with pytest.raises(AssertionError, match=r"were counted|granted after fence|half written"):
-        fuzz_counter(open_memory, threads=1, processes=2, increments=60)
+        fuzz_counter(open_memory, threads=1, processes=2, increments=250)
 
 
 def test_fences_that_do_not_grow_are_found_out(memory_store: MemoryStore) -> None:

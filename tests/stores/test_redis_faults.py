@@ -206,17 +206,17 @@ def test_a_stopped_server_is_reported_at_once_and_used_again_when_it_is_back(
 
 def test_a_frozen_server_is_given_up_within_the_timeout(private_redis: StartServer, open_redis: OpenRedis) -> None:
     server = private_redis()
-    store = open_redis(server.url, timeout=0.3)
+    store = open_redis(server.url, timeout=2.0)
     lease = granted(store)
     server.freeze()
-    # The first call has a connection, the others must make one.
+    # The first call has a connection, the others must make one. Who tried twice would take three seconds.
     for call in (
         lambda: store.renew([lease]),
         lambda: store.acquire(claim("other")),
         lambda: store.release([lease]),
         store.holders,
     ):
-        with takes_at_most(0.45), pytest.raises(StoreUnavailable) as caught:
+        with takes_at_most(2.8), pytest.raises(StoreUnavailable) as caught:
             call()
         assert isinstance(caught.value.__cause__, redis.TimeoutError)
     server.thaw()
@@ -225,19 +225,20 @@ def test_a_frozen_server_is_given_up_within_the_timeout(private_redis: StartServ
 
 def test_a_paused_server_is_given_up_within_the_timeout(private_redis: StartServer, open_redis: OpenRedis) -> None:
     server = private_redis()
-    store = open_redis(f"{server.url}?timeout=0.2")
+    store = open_redis(f"{server.url}?timeout=2.0")
     lease = granted(store)
     with server.client() as client:
-        client.client_pause(1000)
-        with takes_at_most(0.35), pytest.raises(StoreUnavailable):
+        client.client_pause(4000)
+        with takes_at_most(2.8), pytest.raises(StoreUnavailable):
             store.renew([lease])
+        # Answered when the pause is over.
         client.client_unpause()
     assert store.renew([lease]) == [Renewal.HELD]
 
 
 def test_a_reply_that_comes_too_late_is_not_taken_for_the_next_commands(far: tuple[Proxy, RedisStore]) -> None:
     between, store = far
-    impatient = RedisStore(url=f"redis://127.0.0.1:{between.port}/{store.name.rpartition('/')[2]}?timeout=0.2")
+    impatient = RedisStore(url=f"redis://127.0.0.1:{between.port}/{store.name.rpartition('/')[2]}?timeout=1.0")
     held = granted(impatient, "held")
     between.pause("client")
     with pytest.raises(StoreUnavailable):
@@ -252,14 +253,15 @@ def test_redis_py_retries_do_not_stretch_the_timeout(private_redis: StartServer)
     server = private_redis()
     retry = redis.retry.Retry(redis.backoff.ConstantBackoff(1.0), 3)
     with server.client(retry=retry, socket_timeout=30.0, decode_responses=True) as client:
-        store = RedisStore(client, timeout=0.3)
+        store = RedisStore(client, timeout=2.0)
         lease = granted(store)
         server.freeze()
         for _ in range(2):
-            with takes_at_most(0.45), pytest.raises(StoreUnavailable):
+            with takes_at_most(2.8), pytest.raises(StoreUnavailable):
                 store.renew([lease])
         server.kill()
-        with takes_at_most(0.45), pytest.raises(StoreUnavailable):
+        # Three pauses of a second each would be made before the error.
+        with takes_at_most(0.9), pytest.raises(StoreUnavailable):
             store.renew([lease])
         store.close()
 
@@ -372,21 +374,29 @@ class SoftLimit(BaseException):
     """Like what a signal handler raises: SystemExit, SoftTimeLimitExceeded, GreenletExit."""
 
 
-def test_a_command_interrupted_while_it_waits_leaves_no_reply_behind(far: tuple[Proxy, RedisStore]) -> None:
+def test_a_command_interrupted_while_it_waits_leaves_no_reply_behind(
+    far: tuple[Proxy, RedisStore], redis_url: str, open_redis: OpenRedis
+) -> None:
     between, store = far
+    near = open_redis(redis_url)
     held = granted(store, "held")
 
     def interrupt(signum: int, frame: Any) -> None:
         raise SoftLimit
 
+    def strike() -> None:
+        eventually(lambda: near.holders("interrupted"), 2.5, "the grant whose reply is held back")
+        os.kill(os.getpid(), signal.SIGALRM)
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         between.pause("client")
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        with pytest.raises(SoftLimit):
-            store.acquire(claim("interrupted"))
+        with ThreadPoolExecutor(1) as thread:
+            struck = thread.submit(strike)
+            with pytest.raises(SoftLimit):
+                store.acquire(claim("interrupted"))
+            struck.result(10)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         between.resume("client")
     assert store.renew([held]) == [Renewal.HELD]
@@ -405,24 +415,28 @@ def test_many_interruptions_never_mix_up_replies(private_redis: StartServer, ope
         raise SoftLimit
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    interrupted = 0
+    interrupted = finished = 0
+    # Seconds within which the signal strikes: about as many as a command takes here, with and without a connection.
+    within = 0.0005
     try:
         end = time.monotonic() + 2.0
-        while time.monotonic() < end:
+        while time.monotonic() < end or min(interrupted, finished) <= 100:
             for key, lease in leases.items():
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.00005 + (time.monotonic() % 0.0003))
+                    signal.setitimer(signal.ITIMER_REAL, 0.00001 + (time.monotonic() % within))
                     again = store.acquire(claim(key, lease.owner))
                     signal.setitimer(signal.ITIMER_REAL, 0)
                 except SoftLimit:
                     interrupted += 1
+                    within *= 1.01
                 else:
+                    finished += 1
+                    within /= 1.01
                     assert isinstance(again, Lease)
                     assert again.fence == lease.fence
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert interrupted > 100
 
 
 def test_threads_hammering_one_store_exclude_each_other(store: RedisStore) -> None:
@@ -435,7 +449,7 @@ def test_threads_hammering_one_store_exclude_each_other(store: RedisStore) -> No
         nonlocal inside, most
         done = 0
         end = time.monotonic() + 2.0
-        while time.monotonic() < end:
+        while time.monotonic() < end or len(fences) <= 50:
             answer = store.acquire(claim())
             if isinstance(answer, Lease):
                 with guard:
@@ -451,7 +465,7 @@ def test_threads_hammering_one_store_exclude_each_other(store: RedisStore) -> No
 
     with ThreadPoolExecutor(12) as pool:
         counts = list(pool.map(work, range(12)))
-    assert sum(counts) > 50
+    assert sum(counts) == len(fences)
     assert most == 1
     assert fences == sorted(set(fences))
     assert store.holders() == []
@@ -513,10 +527,17 @@ def test_a_fork_behind_pythons_back_is_noticed_too(store: RedisStore) -> None:
 
 
 def test_a_closed_store_can_be_used_again(store: RedisStore, redis_url: str, behind: Behind) -> None:
-    granted(store)
     db = redis_url.rpartition("/")[2]
+
+    def connections() -> set[str]:
+        return {c["id"] for c in behind.client.client_list() if c["db"] == db}
+
+    # Databases are used again and again, and a Lock's connections last as long as the process.
+    others = connections()
+    granted(store)
+    assert connections() - others
     store.close()
-    eventually(lambda: len([c for c in behind.client.client_list() if c["db"] == db]) == 1, 5, "the connection's end")
+    eventually(lambda: connections() <= others, 5, "the connection's end")
     assert isinstance(store.acquire(claim()), Contended)
 
 
@@ -606,13 +627,14 @@ def test_whatever_is_not_released_vanishes_by_itself(
 def test_an_expired_lock_is_gone_when_nobody_asked_for_it_long_enough(
     store: RedisStore, behind: Behind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celery_distlock.stores.redis.arguments.LINGER", b"50")
+    # The server forgets the first of them when all have been looked at, on a busy machine, too.
+    monkeypatch.setattr("celery_distlock.stores.redis.arguments.LINGER", b"1500")
     old = granted(store, ttl=0.05)
     evicted = granted(store, "evicted", ttl=0.01)
     behind.condemned_long_ago(evicted)
     store.release([granted(store, "evicted", ttl=0.01)])
     assert behind.keys() >= {behind.name("h", "k"), behind.name("r", "k"), behind.name("t", "evicted")}
-    eventually(lambda: behind.keys() == set(), 2, "the end of all keys")
+    eventually(lambda: behind.keys() == set(), 4, "the end of all keys")
     assert store.renew([old]) == [Renewal.GONE]
 
 

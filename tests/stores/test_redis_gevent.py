@@ -39,15 +39,17 @@ def own(number):
 
 workers = [gevent.spawn(contend) for _ in range(10)]
 victims = [gevent.spawn(own, number) for number in range(10)]
-for number in range(100):
+kills = 0
+while kills < 100 or grants <= 20:
     gevent.sleep(0.01)
-    slot = number % 10
+    slot = kills % 10
+    kills += 1
     victims[slot].kill()
     assert isinstance(victims[slot].value, gevent.GreenletExit), victims[slot].exception
-    victims[slot] = gevent.spawn(own, 10 + number)
+    victims[slot] = gevent.spawn(own, 10 + kills)
 for worker in workers:
     assert not worker.ready(), worker.exception
-assert most == 1 and grants > 20, (most, grants)
+assert most == 1, most
 print("connections", len(store._connections._all))
 """
 

@@ -42,6 +42,14 @@ def confirmed(store: RedisStore, place: Ticket | Offer) -> Lease:
     return lease
 
 
+@pytest.fixture
+def own(private_redis: StartServer, open_redis: OpenRedis) -> Iterator[tuple[RedisStore, Behind]]:
+    """A store on a server of its own, and its data: what that counts nobody else has asked for."""
+    server = private_redis()
+    with server.client() as client:
+        yield open_redis(server.url), Behind(client)
+
+
 # Confirmations that nobody waits for.
 
 
@@ -64,22 +72,29 @@ def test_a_confirmation_can_be_sent_and_its_answer_be_looked_at_later(store: Red
     assert store.release([lease]) == [True]
 
 
-def test_what_came_in_time_leaves_the_connection_as_it_was(store: RedisStore, behind: Behind) -> None:
+def test_what_came_in_time_leaves_the_connection_as_it_was(own: tuple[RedisStore, Behind]) -> None:
+    store, behind = own
     place = offered(store)
     before = behind.client.info("stats")["total_connections_received"]
     finish = store.confirming(place.claim)
     assert finish is not None
+    eventually(lambda: behind.client.zscore(behind.name("h", "k"), place.owner), 5, "the confirmation")
     assert finish() is not None
     assert confirmed(store, place).owner == place.owner
     assert behind.client.info("stats")["total_connections_received"] == before
 
 
-def test_an_answer_that_is_late_is_not_taken_for_the_next_ones(store: RedisStore, behind: Behind) -> None:
+def test_an_answer_that_is_late_is_not_taken_for_the_next_ones(
+    open_redis: OpenRedis, redis_url: str, redis_server: RedisServer, proxy: Callable[[RedisServer], Proxy]
+) -> None:
+    between = proxy(redis_server)
+    store = open_redis(between.url(redis_url))
     place = offered(store)
-    behind.client.client_pause(300, all=True)
+    between.pause("client")
     finish = store.confirming(place.claim)
     assert finish is not None
     assert finish() is None
+    between.resume("client")
     [lease] = store.confirm([place.claim])
     assert isinstance(lease, Lease)
     assert store.holders("k")[0]["owner"] == place.owner
@@ -167,11 +182,13 @@ def test_a_line_of_dead_waiters_vanishes_by_itself(store: RedisStore, behind: Be
 
 def test_waiters_outlive_neither_their_holders_data_nor_the_other_way_round(store: RedisStore, behind: Behind) -> None:
     granted(store, ttl=100.0)
+    joining = time.monotonic()
     join(store)
     assert behind.client.pttl(behind.name("h", "k")) > 3_600_000
     assert behind.client.pttl(behind.name("r", "k")) > 3_600_000
     for kind in "wdq":
-        assert 2_000 < behind.client.pttl(behind.name(kind, "k")) <= 2_501
+        left = behind.client.pttl(behind.name(kind, "k"))
+        assert 2_499 - 1000 * (time.monotonic() - joining) < left <= 2_501
 
 
 def test_an_offer_beside_a_lease_is_thrown_away_as_one(store: RedisStore, behind: Behind) -> None:
@@ -190,7 +207,8 @@ def test_an_offer_beside_a_lease_is_thrown_away_as_one(store: RedisStore, behind
 # What it costs.
 
 
-def test_an_uncontended_pair_costs_two_calls_and_one_look_for_waiters(store: RedisStore, behind: Behind) -> None:
+def test_an_uncontended_pair_costs_two_calls_and_one_look_for_waiters(own: tuple[RedisStore, Behind]) -> None:
+    store, behind = own
     store.release([granted(store)])
     behind.client.config_resetstat()
     for _ in range(10):
@@ -202,7 +220,8 @@ def test_an_uncontended_pair_costs_two_calls_and_one_look_for_waiters(store: Red
     assert not {"zrangebyscore", "zrange", "zcount", "publish", "zremrangebyscore"} & set(ours)
 
 
-def test_a_hand_over_costs_the_same_with_one_waiter_and_with_a_thousand(store: RedisStore, behind: Behind) -> None:
+def test_a_hand_over_costs_the_same_with_one_waiter_and_with_a_thousand(own: tuple[RedisStore, Behind]) -> None:
+    store, behind = own
     store.claim_ttl = 60.0
     costs = []
     for waiters in (1, 1000):
@@ -227,7 +246,9 @@ def test_a_hand_over_costs_the_same_with_one_waiter_and_with_a_thousand(store: R
     assert abs(bytes_of_many - bytes_of_one) <= 0.1 * bytes_of_one
 
 
-def test_a_poll_is_one_exchange_with_a_bounded_script_each_hundred_waiters(store: RedisStore, behind: Behind) -> None:
+def test_a_poll_is_one_exchange_with_a_bounded_script_each_hundred_waiters(own: tuple[RedisStore, Behind]) -> None:
+    store, behind = own
+    store.claim_ttl = 60.0
     granted(store)
     places = [join(store) for _ in range(250)]
     store.poll(places)
@@ -249,7 +270,9 @@ def test_a_waiter_is_told_when_the_holders_lease_ends(store: RedisStore) -> None
     short = granted(store, "short", ttl=0.5)
     granted_by = time.monotonic()
     second = join(store, "short")
-    assert asked + 0.4 < second.look_at <= granted_by + short.ttl + 0.01
+    # The server says how long it is from now on; how long its answer was under way nobody knows.
+    under_way = time.monotonic() - granted_by
+    assert asked + 0.4 < second.look_at <= granted_by + short.ttl + under_way + 0.01
 
 
 def test_a_waiter_that_asks_when_it_was_told_to_is_offered_a_dead_holders_key_at_once(store: RedisStore) -> None:
@@ -333,12 +356,12 @@ def test_after_a_loss_of_data_those_who_come_back_give_the_holder_its_ttl(store:
 def test_after_a_loss_of_data_those_who_come_back_are_offered_the_key_of_a_holder_that_does_not(
     store: RedisStore, behind: Behind
 ) -> None:
-    lease = granted(store, ttl=0.5)
-    first = join(store, ttl=0.5)
+    lease = granted(store, ttl=1.5)
+    first = join(store, ttl=1.5)
     behind.client.flushdb()
     lost_at = time.monotonic()
     place = ticket(store.poll([first])[0])
-    assert lost_at + 0.4 < place.look_at < time.monotonic() + 0.6
+    assert lost_at + 1.4 < place.look_at < time.monotonic() + 1.6
     assert isinstance(store.acquire(claim()), Contended), "a newcomer overtook"
     assert ticket(store.poll([place])[0])
     time.sleep(max(0.0, place.look_at - time.monotonic()))
@@ -517,17 +540,17 @@ def test_a_listener_notices_a_peer_that_vanished_without_a_word(
     monkeypatch: pytest.MonkeyPatch,
     heard_in: str,
 ) -> None:
-    monkeypatch.setattr("celery_distlock.stores.redis.listener._QUIET", 0.4)
+    monkeypatch.setattr("celery_distlock.stores.redis.listener._QUIET", 1.0)
     between = proxy(private_redis())
     store = open_redis(f"redis://127.0.0.1:{between.port}/0")
     with listening(store) as (_, hints):
         assert hints.gaps == 1
-        time.sleep(1.0)
+        time.sleep(2.5)
         assert hints.gaps == 1, "silence alone was taken for a failure"
         between.pause("client")
-        time.sleep(1.0)
+        eventually(lambda: between.connections > 1, 10, "a new connection: the silence was not noticed")
         between.resume("client")
-        hints.wait(lambda: hints.gaps >= 2, "the silence was not noticed")
+        hints.wait(lambda: hints.gaps >= 2, "the gap was not reported")
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

@@ -138,12 +138,13 @@ def test_a_process_that_ends_takes_its_nodes_with_it_at_once(store: ZooKeeperSto
 
 
 def test_a_process_that_is_killed_leaves_nothing_longer_than_its_session(store: ZooKeeperStore) -> None:
-    with started(f"{store.name}?session_timeout=1", "time.sleep(60)") as program:
+    granted(store, "connected")
+    with started(f"{store.name}?session_timeout=3", "time.sleep(60)") as program:
         program.kill()
         program.wait(10)
     assert isinstance(store.acquire(Claim("k", new_owner(), 30.0)), Contended)
     wish = Claim("k", new_owner(), 30.0)
-    eventually(lambda: isinstance(store.acquire(wish), Lease), 3, "the key")
+    eventually(lambda: isinstance(store.acquire(wish), Lease), 5, "the key")
 
 
 def test_the_end_of_a_process_is_not_held_up_by_a_frozen_server(
@@ -167,7 +168,7 @@ from celery_distlock import Lock, LockLost
 lock = Lock("k", url=sys.argv[1])
 lock.acquire()
 print("ready", flush=True)
-ctypes.PyDLL(None).usleep(2500000)
+ctypes.PyDLL(None).usleep(5000000)
 try:
     lock.check()
     print("believed")
@@ -178,13 +179,14 @@ except LockLost:
 
 def test_a_body_that_holds_the_gil_longer_than_its_session_loses_its_lock_and_is_told(store: ZooKeeperStore) -> None:
     """Where nobody else keeps its lease: a worker's main process does."""
-    command = [sys.executable, "-c", GREEDY, f"{store.name}?session_timeout=1"]
+    granted(store, "connected")
+    command = [sys.executable, "-c", GREEDY, f"{store.name}?session_timeout=2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
         wish = Claim("k", new_owner(), 30.0)
         assert isinstance(store.acquire(wish), Contended)
-        eventually(lambda: isinstance(store.acquire(wish), Lease), 2.4, "the key")
+        eventually(lambda: isinstance(store.acquire(wish), Lease), 4.8, "the key")
         assert program.stdout.readline() == "not believed\n"
 
 

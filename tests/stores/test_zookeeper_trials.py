@@ -26,8 +26,8 @@ from tests.support.waiting import eventually
 from tests.support.zookeeper_ensemble import ZooKeeperEnsemble
 from tests.support.zookeeper_server import ZooKeeperServer, close_session, connected
 
-#: Seconds of a session, and for which a contender holds.
-SESSION, HOLD = 1.5, 0.3
+#: Seconds of a session, which is to outlast a cut connection on a busy machine, and for which a contender holds.
+SESSION, HOLD = 2.5, 0.3
 
 
 class Wire:

@@ -49,7 +49,7 @@ def test_a_restarted_server_has_its_port_and_no_data(private_redis: StartRedis) 
 
 def test_a_frozen_server_is_silent_until_it_is_thawed(private_redis: StartRedis) -> None:
     server = private_redis()
-    with server.client(socket_timeout=0.1, retry=None) as client:
+    with server.client(socket_timeout=1.0, retry=None) as client:
         assert client.ping()
         server.freeze()
         with pytest.raises(redis.TimeoutError):
@@ -147,7 +147,7 @@ class TestProxy:
 
     def test_it_holds_replies_back(self, redis_server: RedisServer, redis_url: str, proxy: StartProxy) -> None:
         between = proxy(redis_server)
-        with redis.Redis.from_url(between.url(redis_url), retry=None, socket_timeout=0.1) as client:
+        with redis.Redis.from_url(between.url(redis_url), retry=None, socket_timeout=1.0) as client:
             assert client.set("a", 0)
             between.pause("client")
             with pytest.raises(redis.TimeoutError):

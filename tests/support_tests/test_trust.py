@@ -74,7 +74,7 @@ def test_a_long_hold_overlaps_with_all_that_come_during_it() -> None:
 
 def test_contenders_write_what_they_believe(redis_url: str, journal: Journal, tmp_path: Path) -> None:
     env = {URL: redis_url, VARIABLE: str(journal.path)}
-    argv = [sys.executable, "-m", "tests.support.contender", "k", "0.6", "0.3"]
+    argv = [sys.executable, "-m", "tests.support.contender", "k", "1.5", "0.3"]
     contenders = [Process(argv, name=f"contender{n}", log=tmp_path / f"{n}.log", env=env) for n in range(2)]
     try:
         name = journal.wait_for("granted", count=4)[-1]["name"]
