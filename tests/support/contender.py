@@ -85,7 +85,11 @@ def _hold(lock: Lock, name: str, hold: float) -> None:
 def _session(lock: Lock) -> tuple[int, str] | None:
     if not lock._store.name.startswith("zookeeper://"):
         return None
-    number, password = client_of(lock._store).client_id
+    known = client_of(lock._store).client_id
+    if known is None:
+        # It has ended since: this process was stopped for so long.
+        return None
+    number, password = known
     return number, password.hex()
 
 
