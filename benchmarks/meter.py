@@ -39,6 +39,10 @@ class Meter:
         self._client.slowlog_reset()
         self._calls = self._commands()
         self._reads = self._read()
+        # What a question about the traffic costs is known from asking twice.
+        before = self._traffic()
+        self._traffic_before = self._traffic()
+        self._question = self._traffic_before - before
         self._since = time.monotonic()
 
     def keep_every_command(self) -> None:
@@ -53,6 +57,10 @@ class Meter:
     def _read(self) -> int:
         return int(self._client.info("stats")["total_reads_processed"])
 
+    def _traffic(self) -> int:
+        told = self._client.info("stats")
+        return int(told["total_net_input_bytes"]) + int(told["total_net_output_bytes"])
+
     def _memory(self) -> int:
         return int(self._client.info("memory")["used_memory"])
 
@@ -64,6 +72,10 @@ class Meter:
         """Return how often it read from a connection."""
         # The question itself is one.
         return self._read() - self._reads - 1
+
+    def traffic(self) -> int:
+        """Return how many bytes it was sent and has sent, if nothing else was asked here meanwhile."""
+        return self._traffic() - self._traffic_before - self._question
 
     def seconds(self) -> float:
         """Return since when it measures."""

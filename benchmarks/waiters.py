@@ -6,7 +6,8 @@ On one key for each number, so many tasks are parked. In a round as many more as
 then the lock passes through as many tasks, so the line is as long as before; then comes the next key's turn. In between
 the lock is held by a task that waits for a gate to be opened. What a task costs is its share of all calls but polls,
 from its first attempt to its release. Locks live in a Redis server of their own; how long it worked for what is read
-from its slow log, which is told to keep every command.
+from its slow log, which is told to keep every command. How many bytes a poll takes is measured while there is nothing
+else.
 
 For comparison, Celery's retry with a countdown: everybody who waits asks once a second.
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from benchmarks.bodies import Body, gaps
 from benchmarks.contended import COUNTDOWN, RETRIES_OVER
 from benchmarks.frame import Benchmark, Measured, Result, alone, option
-from benchmarks.meter import Meter
+from benchmarks.meter import Meter, Spent
 from benchmarks.rounds import Rounds, percentile, turns
 from benchmarks.scene import Scene, prepared, wait_until
 from benchmarks.tables import figure, number, ratio, table
@@ -41,7 +42,7 @@ class Size:
 
     rounds: int = option(7, "rounds")
     waiters: tuple[int, ...] = option((10, 100, 1000, 10_000), "how many wait")
-    window: int = option(20, "tasks that get their turn in a round")
+    window: int = option(50, "tasks that get their turn in a round")
     body: float = option(0.05, "seconds that a body takes")
     quiet: float = option(0.7, "seconds for which nothing happens but polling, in a round of that")
     quiet_rounds: int = option(7, "rounds of that")
@@ -80,6 +81,8 @@ def _ours(scene: Scene, size: Size, rounds: Rounds) -> None:
         line.grow(waiters + 1)
         _quiet(scene, locks, size, f"all-{waiters}", rounds)
     everybody = sum(size.waiters)
+    # All lines are there by now, as they are from now on.
+    poll_bytes = rounds.spread(f"all-{size.waiters[-1]}", "poll_bytes").median
     rounds.add(
         "memory",
         worker_bytes=(_resident(scene) - workers) / everybody,
@@ -92,15 +95,18 @@ def _ours(scene: Scene, size: Size, rounds: Rounds) -> None:
         cpu = scene.cpu()
         line.grow(size.window)
         ended = line.pass_on()
+        traffic = locks.traffic()
         spent = locks.spent()
         # A poll is made because time passes, not because a task gets its turn.
-        own = [each for name, each in spent.items() if name != _POLL]
+        polls = spent.pop(_POLL, Spent(0, 0)).calls
+        own = spent.values()
         times = gaps(ended)
         cpu = scene.cpu() - cpu
         rounds.add(
             kind,
             calls=sum(each.calls for each in own) / size.window,
             server_us=sum(each.us for each in own) / size.window,
+            bytes=(traffic - polls * poll_bytes) / size.window,
             messages=broker.calls("lpush", "rpush") / size.window,
             cpu_ms=cpu / size.window * 1e3,
             p50_ms=percentile(times, 0.5) * 1e3,
@@ -147,13 +153,14 @@ def _quiet(scene: Scene, locks: Meter, size: Size, kind: str, rounds: Rounds) ->
         locks.reset()
         cpu = scene.main_cpu()
         time.sleep(size.quiet)
-        seconds = locks.seconds()
+        seconds, traffic = locks.seconds(), locks.traffic()
         spent = locks.spent().values()
         rounds.add(
             kind,
             cpu_ms=(scene.main_cpu() - cpu) / seconds * 1e3,
             calls=sum(one.calls for one in spent) / seconds,
             server_us=sum(one.us for one in spent) / seconds,
+            poll_bytes=traffic / max(1, sum(one.calls for one in spent)),
         )
 
 
@@ -217,6 +224,7 @@ def section(result: Result) -> str:
         [
             f"LockedTask, {waiters:,}",
             figure(rounds.spread(kind, "calls"), ""),
+            figure(rounds.spread(kind, "bytes"), ""),
             figure(rounds.spread(kind, "messages"), ""),
             figure(rounds.spread(kind, "cpu_ms"), "ms"),
             "1" if kind == fewest else ratio(rounds.ratio(kind, "cpu_ms", fewest)),
@@ -231,6 +239,7 @@ def section(result: Result) -> str:
         [
             f"Celery's retry, {waiters:,}",
             figure(rounds.spread(kind, "calls"), ""),
+            "–",
             figure(rounds.spread(kind, "messages"), ""),
             figure(rounds.spread(kind, "cpu_ms"), "ms"),
             "1" if kind == least else ratio(rounds.ratio(kind, "cpu_ms", least)),
@@ -240,7 +249,7 @@ def section(result: Result) -> str:
         for waiters in size["retry_waiters"]
         for kind in [f"{_RETRY}{waiters}"]
     ]
-    rows.append(["redis-py's Lock, python-redis-lock, kazoo's Lock", _CANNOT, *["–"] * 5])
+    rows.append(["redis-py's Lock, python-redis-lock, kazoo's Lock", _CANNOT, *["–"] * 6])
     together = 0
     quiet = []
     for waiters in size["waiters"]:
@@ -257,6 +266,7 @@ def section(result: Result) -> str:
     head = [
         "waiting",
         "calls of the store",
+        "bytes to and from it",
         "messages",
         "workers' CPU",
         "CPU, relative",
