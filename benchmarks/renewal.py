@@ -58,9 +58,8 @@ def measure(size: Size) -> Measured:
         # A connection for each thread: with redis-py's default most of them would not get one, and lose their locks.
         client = stack.enter_context(server.client(decode_responses=False, max_connections=size.leases + 1))
         # They are made now, and not in the first round.
-        pool = client.connection_pool
-        for connection in [pool.get_connection() for _ in range(size.leases)]:
-            pool.release(connection)
+        for one in [client.client() for _ in range(size.leases)]:
+            one.close()
         hold = {OURS: lambda: _hold_ours(server, size), OTHERS: lambda: _hold_others(client, size)}
         for kind in turns(list(INTERVALS), size.rounds):
             found.rounds.add(kind, **_watch(server, size, hold[kind], INTERVALS[kind] * size.ttl, kind == OURS))

@@ -6,6 +6,7 @@ import re
 import time
 from typing import Any
 
+import celery
 import pytest
 
 from celery_distlock import Lock
@@ -246,6 +247,7 @@ class TestTheWorkerIsTold:
         journal.record("go", key="a")
         all_is_well(tasks, results, journal, databases, [node])
 
+    @pytest.mark.skipif(celery.VERSION < (5, 6), reason="Celery before 5.6 knows no worker_eta_task_limit")
     @pytest.mark.parametrize("pool", ["prefork", *(pytest.param(pool, marks=pytest.mark.slow) for pool in OTHERS)])
     def test_how_many_messages_it_may_keep(
         self, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
