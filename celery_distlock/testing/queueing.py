@@ -50,7 +50,7 @@ HINT_PATIENCE = 5.0
 #: Seconds for which places are kept where nobody is to lose one.
 _LASTING = 60.0
 
-#: Marks tests in which somebody loses a place by silence.
+#: Marks tests in which somebody loses a place by silence, or would.
 somebody_is_silent = pytest.mark.usefixtures("short_claims")
 
 
@@ -288,13 +288,15 @@ class QueueingContract(StoreContract):
 
     # --- offers ---------------------------------------------------------------------------------------------------
 
+    @somebody_is_silent
     def test_an_offer_ends_at_its_deadline_and_no_later(self, store: _Store) -> None:
         lease = self.hold(store)
         first = self.join(store)
         store.release([lease])
         [found] = store.poll([first])
-        assert offer(found).deadline <= time.monotonic() + _LASTING
+        assert offer(found).deadline <= time.monotonic() + self.claim_ttl
 
+    @somebody_is_silent
     def test_an_offered_place_is_listed_as_offered(self, store: _Store) -> None:
         lease = self.hold(store)
         first = self.join(store, record={"task": "shop.charge", "id": "8c1f"})
@@ -302,7 +304,7 @@ class QueueingContract(StoreContract):
         [holder] = store.holders("k")
         assert (holder["owner"], holder["task"], holder["id"]) == (first.owner, "shop.charge", "8c1f")
         assert holder["offered"] is True
-        assert holder["remaining"] <= _LASTING
+        assert holder["remaining"] <= self.claim_ttl
 
     @somebody_is_silent
     def test_a_confirmed_offer_is_a_lease_with_the_claims_ttl(self, store: _Store, other_store: _Store) -> None:

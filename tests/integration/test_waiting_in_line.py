@@ -349,6 +349,7 @@ def test_time_outs_are_exact_and_leave_nothing_behind(redis_url: str, server: re
         late.sort()
         assert late[0] >= 0.0
         # Who asked only when a poll is due would be late by up to twenty seconds.
+        assert late[10] < 0.25, late
         assert late[-1] < 2.0, late
         # The last places may be given up in the background.
         eventually(lambda: set(server.scan_iter()) == before, 10, "the end of all places")
@@ -379,7 +380,7 @@ def test_a_grant_that_races_with_the_time_out_is_never_lost(store: LockStore) ->
     lead, step = 0.0, 0.0005
     for _ in range(60):
         holder = Lock("k", store=store)
-        assert holder.acquire(timeout=10.0), "the place was lost to somebody who has left"
+        assert holder.acquire(timeout=0.5), "the place was lost to somebody who has left"
         waiter = Waiting(Lock("k", store=store), timeout=0.02 + max(0.0, lead))
         time.sleep(0.02 - min(0.0, lead))
         holder.release()
@@ -399,7 +400,7 @@ def test_a_waiter_that_gave_up_is_in_nobodys_way(store: LockStore) -> None:
     holder.acquire()
     assert Lock("k", store=store).acquire(timeout=0.05) is False
     holder.release()
-    assert Lock("k", store=store).acquire(timeout=10.0)
+    assert Lock("k", store=store).acquire(timeout=1.0)
 
 
 # Interruptions.
@@ -464,7 +465,7 @@ def test_waiters_interrupted_at_any_moment_leave_nothing_that_lasts(redis_url: s
         Lock("warm up", store=store).acquire()
         for _ in range(150):
             holder = Lock("k", store=store)
-            assert holder.acquire(timeout=10.0), "an interrupted waiter is still in the way"
+            assert holder.acquire(timeout=1.0), "an interrupted waiter is still in the way"
             releasing = threading.Timer(0.003, holder.release)
             releasing.start()
             lock = Lock("k", store=store)
@@ -473,7 +474,7 @@ def test_waiters_interrupted_at_any_moment_leave_nothing_that_lasts(redis_url: s
             releasing.join()
             if lock.held:
                 lock.release()
-        eventually(lambda: store.holders("k") == [], 10, "the end of what interrupted waiters had got")
+        eventually(lambda: store.holders("k") == [], 2, "the end of what interrupted waiters had got")
 
 
 @pytest.mark.parametrize("question", ["enqueue", "confirm"])
@@ -501,7 +502,7 @@ def test_what_was_granted_without_an_answer_is_given_back(
     assert asked
     monkeypatch.undo()
     # Nobody else would give back what it was granted for thirty seconds.
-    assert Lock("k", store=store).acquire(timeout=10.0), "granted to somebody who does not know it"
+    assert Lock("k", store=store).acquire(timeout=1.0), "granted to somebody who does not know it"
     waiter.end()
 
 

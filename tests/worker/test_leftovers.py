@@ -26,7 +26,7 @@ CONF = {"task_ignore_result": True, "worker_prefetch_multiplier": 50}
 def test_every_key_is_used_once_and_gone(
     pool: Pool, late: bool, count: int, worker: StartWorker, load: LoadApp, databases: Databases
 ) -> None:
-    worker(APP, pool=pool, conf=CONF)
+    node = worker(APP, pool=pool, conf=CONF)
     tasks = load(APP, conf=CONF)
     task = tasks.plain_late if late else tasks.plain
     with tasks.app.producer_pool.acquire(block=True) as producer:
@@ -41,10 +41,8 @@ def test_every_key_is_used_once_and_gone(
         return not active
 
     eventually(all_ended, PATIENCE, "the last release", every=0.1)
-    if pool == "prefork":
-        # The threads of a pool count without a lock.
-        [stats] = inspect.stats().values()
-        assert sum(stats["total"].values()) == count
+    # Celery's own count is not exact in a pool of threads: they count without a lock.
+    assert node.log.count(" succeeded in ") == count
     assert_nothing_left(databases.locks)
     if databases.locks.startswith("redis:"):
         with redis.Redis.from_url(databases.locks) as client:

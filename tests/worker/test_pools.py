@@ -127,7 +127,7 @@ def test_a_body_that_ignores_sigterm_keeps_its_lock_until_it_is_dead(
     tasks.app.control.revoke(result.id, terminate=True, signal="SIGTERM")
     node.wait_for_log("Terminating")
     # Celery takes the task for gone; the warden must not.
-    seen_held(lock_of(tasks, "a"), 2 * ttl)
+    seen_held(lock_of(tasks, "a"), 3 * ttl)
     assert not death.happened
     os.kill(death.pid, signal.SIGKILL)
     grant = first_grant(lock_of(tasks, "a"), death)

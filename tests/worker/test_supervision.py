@@ -30,15 +30,15 @@ from tests.worker.watching import (
 
 ENDINGS = "tests.worker.apps.endings"
 MAY_LOG = ["WorkerLostError", "Terminated", "SystemExit", "LockLost"]
+#: Seconds. A third of it is the interval of renewals: the rest is what a busy machine may take for one.
+TTL = 1.5
 
 
 def _with_store(settings: Settings, url: str) -> Settings:
     return Settings(settings.broker, settings.results, url, settings.journal)
 
 
-# Longer than the ttl. A third of it is the interval of renewals: the rest is what a busy machine may take for one.
-
-TTL = 1.5
+# Longer than the ttl.
 
 
 def test_a_body_of_three_times_its_ttl_keeps_its_key(worker: StartWorker, load: LoadApp, journal: Journal) -> None:

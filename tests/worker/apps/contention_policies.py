@@ -52,7 +52,7 @@ def retrying(self: Any, key: str, seconds: float = 0.0) -> str:
     return _work(self, key, seconds)
 
 
-@app.task(base=LockedTask, bind=True, lock_key="{key}", lock_ttl=1.5, **QUICK)
+@app.task(base=LockedTask, bind=True, lock_key="{key}", lock_ttl=1.0, **QUICK)
 def outliving(self: Any, key: str, seconds: float = 0.0) -> str:
     return _work(self, key, seconds)
 
