@@ -173,12 +173,13 @@ class Ticks:
                     return None
                 log.warning("Entry %s is published without asking for other beats: %s", entry.name, error)
             if not isinstance(answer, Duplicate):
+                log.debug("Entry %s: this beat publishes tick %s", entry.name, tick.key)
                 return self._published(entry, advance=advance, **kwargs)
         except BaseException:
             # Also for the signal that ends this beat, which may strike in the question.
             cancel(store, token, window=True)
             raise
-        log.debug("Entry %s: another beat has published this tick", entry.name)
+        log.debug("Entry %s: another beat has published tick %s", entry.name, tick.key)
         if advance:
             self._scheduler.reserve(entry)
         return None
