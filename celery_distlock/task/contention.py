@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ from celery_distlock.errors import DistLockError, LockConfigError, LockContended
 from celery_distlock.lease import Holder
 from celery_distlock.options import CONTENTION_POLICIES, LockOptions
 from celery_distlock.signals import lock_contended, lock_skipped
+from celery_distlock.task.redelivery import ignores_result
 from celery_distlock.task.run import ATTEMPT_HEADER, SINCE_HEADER, TICKET_HEADER, Run
 
 __all__ = ["Contention", "decide", "give_up_if_late", "retry_later", "skip"]
@@ -125,6 +127,8 @@ def retry_later(
         headers[TICKET_HEADER] = ticket
     # Not self.retry(): that would count against the task's own max_retries, or change them for good.
     signature = task.signature_from_request(request, countdown=delay, retries=request.retries, headers=headers)
+    retry = Retry(exc=error, when=delay, is_eager=False, sig=signature)
+    stored = _store_state(task, request, retry)
     try:
         signature.apply_async(add_to_parent=False)
     except Exception as publish_error:
@@ -132,7 +136,24 @@ def retry_later(
             log.error("Task %s[%s]: could not be published again: %r", task.name, run.id, publish_error)
             raise Reject(publish_error, requeue=True) from publish_error
         raise
-    raise Retry(exc=error, when=delay, is_eager=False, sig=signature)
+    if stored:
+        # The tracer would store it once more, perhaps over the state in which the next attempt has ended by then.
+        request.ignore_result = True
+    raise retry
+
+
+def _store_state(task: Any, request: Any, retry: Retry) -> bool:
+    """Store RETRY before the next attempt can be there; return whether the tracer need not."""
+    if ignores_result(task, request) or task.store_errors_even_if_ignored:
+        return False
+    told = "".join(traceback.format_exception(retry))
+    try:
+        task.backend.mark_as_retry(request.id, retry.exc, told, request=request)
+    except Exception as error:
+        # What matters is that the task goes on; whether it waits or fails is not known then.
+        log.warning("Task %s[%s]: that it is retried could not be stored: %r", task.name, request.id, error)
+        return False
+    return True
 
 
 def give_up_if_late(

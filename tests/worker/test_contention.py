@@ -11,16 +11,19 @@ from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
+import celery
 import pytest
 from celery import group, states
 
 from celery_distlock import Lock, LockConfigError, LockContended, LockTimeout, StoreUnavailable
 from celery_distlock.options import LockOptions
 from celery_distlock.task.contention import _back_off
+from tests.support.journal import Journal
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.servers import fresh_databases
 from tests.support.waiting import eventually
+from tests.support.workers import LoadApp, StartWorker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = pytest.mark.xdist_group("contention")
@@ -171,6 +174,23 @@ class TestRetry:
             assert (error.holder["id"], error.holder["task"]) == (holder.id, shared.tasks.hold.name)
             assert holder.id in str(error)
         assert result.get(timeout=PATIENCE) == key
+
+    def test_its_state_is_stored_before_the_next_attempt_can_store_another_one(
+        self, worker: StartWorker, load: LoadApp, journal: Journal
+    ) -> None:
+        app = "tests.worker.apps.late_retry"
+        worker(app, concurrency=1, may_log=EXPECTED)
+        tasks = load(app)
+        with Lock("k", app=tasks.app):
+            result = tasks.work.delay("k")
+            journal.wait_for("storing", id=result.id)
+            assert journal.entries("published") == []
+            journal.record("go", key="store")
+            with pytest.raises(LockTimeout):
+                result.get(timeout=PATIENCE)
+        if celery.VERSION >= (5, 6):
+            # Nor is it stored once more, when the next attempt may have been.
+            assert len(journal.entries("storing")) == len(journal.entries("published")) > 0
 
     def test_the_delays_double_up_to_their_limit(self, shared: Shared, key: str) -> None:
         with shared.lock(key):
