@@ -4,7 +4,7 @@ Run: ``python -m benchmarks.anatomy [--rounds 9] [--tasks 200]``
 
 A real worker tells what its main process and its pool processes spend on a task with and without a lock. What happens
 in a pool process is then looked at in this one, which traces tasks as Celery's pool processes do: the whole; with a
-store that answers at once; without a key; and two round trips on a bare socket. The processor's caches are spoilt
+store that answers at once; without a key; and a lock's two calls on a bare socket. The processor's caches are spoilt
 before each task, since in a worker other processes come in between.
 """
 
@@ -28,7 +28,7 @@ from celery.app import trace
 from benchmarks.frame import Benchmark, Measured, Result, alone, option
 from benchmarks.rounds import Rounds, turns
 from benchmarks.scene import Scene, prepared
-from benchmarks.tables import figure, number, table
+from benchmarks.tables import figure, number, ratio, table
 from celery_distlock import cells
 from celery_distlock.lease import new_owner
 
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 #: What is traced here, and what it is called.
 TRACED = {
     "bare": "bare task",
-    "floor": "bare task, and two round trips on a bare socket",
+    "floor": "bare task, and a lock's two calls on a bare socket",
     "no_key": "LockedTask without a key",
     "at_once": "LockedTask with a store that answers at once",
     "locked": "LockedTask",
 }
 #: The same in a worker: what its two kinds of processes spend.
-_IN_WORKER = ("bare", "locked")
+_IN_WORKER = ("bare", "floor", "locked")
 _HOST = "bench@here"
 #: More than a core's own caches hold.
 _SPOILT = 2 << 20
@@ -159,8 +159,9 @@ def parts(rounds: Rounds) -> dict[str, list[float]]:
     round_trips = difference("floor", "bare")
     calls = difference("locked", "at_once")
     return {
-        "main process: owner, cell, supervision": difference("locked in a worker", "bare in a worker", "main_us"),
-        "pool process: the two round trips themselves": round_trips,
+        "main process: fewer results at a time": difference("floor in a worker", "bare in a worker", "main_us"),
+        "main process: owner, cell, supervision": difference("locked in a worker", "floor in a worker", "main_us"),
+        "pool process: the two calls themselves": round_trips,
         "pool process: building the calls, reading the replies": [
             whole - part for whole, part in zip(calls, round_trips, strict=True)
         ],
@@ -179,6 +180,9 @@ def section(result: Result) -> str:
         for kind in (f"{kind} in a worker" for kind in _IN_WORKER)
     }
     bare = statistics.median(whole["bare in a worker"])
+    floor = Spread.of(
+        [one / other for one, other in zip(whole["floor in a worker"], whole["bare in a worker"], strict=True)]
+    )
     more = [one - other for one, other in zip(whole["locked in a worker"], whole["bare in a worker"], strict=True)]
     rows = [
         [what, figure(Spread.of(values), "µs"), f"{statistics.median(values) / bare:.1%}"]
@@ -187,15 +191,17 @@ def section(result: Result) -> str:
     return f"""\
 A worker spends more CPU on a locked task than on a bare one; fifteen per cent more were the goal. Where it goes: what
 worker and main process spend more is measured in a real worker; what a pool process does is traced in a process of its
-own, once as a whole, once with a store that answers at once, once without a key, and once with nothing but two round
-trips. {size["rounds"]} rounds of {size["tasks"]} tasks of each. A bare task costs a worker {number(bare)} µs.
+own, once as a whole, once with a store that answers at once, once without a key, and once with nothing but the lock's
+two calls, which stand ready as bytes. {size["rounds"]} rounds of {size["tasks"]} tasks of each. A bare task costs a
+worker {number(bare)} µs.
 
 {table(["", "CPU per task", "of a bare task"], rows)}
 
-Two round trips are what a lock at run time cannot do without. The rest is Python code that runs once per task with cold
-caches: each line of it is some microseconds at most, so there is no single one to take away. What could go further is
-to compile these modules, or to send the release without waiting for its reply, which spares the executor two switches
-of context and leaves it to the main process to find out that a release was lost.
+The two calls are what a lock at run time cannot do without: {ratio(floor)} of a bare task's CPU, with the
+main process's part, which is woken more often for fewer results. The rest is Python code that runs once per task with
+cold caches: each line of it is some microseconds at most, so there is no single one to take away. What could go further
+is to have the main process take and give back the locks of several tasks in one call. It would hold locks for tasks
+that have not started, and give them back later than their end; here an executor that runs is the one that asks.
 """
 
 

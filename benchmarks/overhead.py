@@ -106,8 +106,8 @@ acknowledged late, everything else with the bare task.
 
 The other libraries take their lock when they publish, celery-heimdall once more when it runs, and delete it at the end
 without looking whose it is; nothing is kept alive, and nothing stands in the way of a message that the broker delivers
-twice. *Two round trips* is a task that sends as many bytes to Redis and back, twice, on a bare socket: less a lock that
-is taken and given back at run time cannot cost.
+twice. *Two calls, bare socket* is a task that takes and gives back such a lock with commands that stand ready: less a
+lock of this kind, which is taken and given back at run time, cannot cost.
 """
 
 

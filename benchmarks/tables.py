@@ -12,7 +12,7 @@ __all__ = ["LABELS", "figure", "number", "ratio", "table"]
 #: What the kinds are called on the page and in the pictures.
 LABELS = {
     "bare": "bare task",
-    "floor": "two round trips",
+    "floor": "two calls, bare socket",
     "locked": "LockedTask, all arguments",
     "locked_keyed": "LockedTask, template",
     "unique": "LockedTask, unique",

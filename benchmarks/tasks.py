@@ -19,6 +19,9 @@ from celery_singleton import Singleton
 from celery_distlock import LockedTask
 from celery_distlock.lease import Claim, Completion, Holder, Lease, Renewal, deadline_of
 from celery_distlock.stores.base import LockStore
+from celery_distlock.stores.redis.arguments import LINGER, of_claim
+from celery_distlock.stores.redis.layout import Layout
+from celery_distlock.stores.redis.scripts import ACQUIRE, RELEASE
 from tests.support.apps import make_app
 
 #: What celery-once raises when it does not publish; the others return the first one's result.
@@ -123,19 +126,34 @@ def _socket() -> socket.socket:
     address = urlsplit(app.conf.distlock_url)
     made = socket.create_connection((address.hostname, address.port))
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for script in (ACQUIRE, RELEASE):
+        made.sendall(script.load)
+        made.recv(4096)
     return made
 
 
-#: As long as what acquires a lock; the server answers with as much.
-_PING = b"*2\r\n$4\r\nPING\r\n$700\r\n" + b"x" * 700 + b"\r\n"
+def _calls() -> tuple[bytes, bytes]:
+    """Return how a lock is taken and given back, with the mark where its key, its owner and its fence are told."""
+    layout, record = Layout("benchmark"), {"task": "benchmarks.tasks.locked", "host": "bench@here", "id": _MARK}
+    key, owner = layout.packed(f"benchmarks.tasks.locked:{_MARK}"), _MARK.encode()
+    taken = ACQUIRE.call(key, (owner, *of_claim(Claim("", "", 30.0, 1, record))[1:]))
+    return taken, RELEASE.call(key, (owner, LINGER, _FENCE, b"0"))
+
+
+_MARK = "m" * 32
+_FENCE = b"f" * 16
+_ACQUIRED, _RELEASED = _calls()
 
 
 @app.task
 def floor(number: int) -> None:
-    """Do nothing but two round trips to the lock store on a bare socket: less no lock of this kind can cost."""
-    for _ in range(2):
-        _socket().sendall(_PING)
-        _socket().recv(4096)
+    """Do nothing but make a lock's two calls, on a bare socket: less no lock of this kind can cost."""
+    mark, server = b"%032x" % number, _socket()
+    server.sendall(_ACQUIRED.replace(_MARK.encode(), mark))
+    fence = server.recv(4096)[5:-2]
+    server.sendall(_RELEASED.replace(_MARK.encode(), mark).replace(_FENCE, fence))
+    if server.recv(4096) != b":1\r\n":
+        raise RuntimeError("the lock was not released")
 
 
 @app.task(acks_late=True)
