@@ -38,6 +38,8 @@ def refused(results: Path) -> Iterator[Refused]:
         def trace(broker: str, before: Callable[[], None] = lambda: None, **options: Any) -> tuple[Celery, Any]:
             app = Celery("refused", broker=broker, backend=results.as_uri(), set_as_current=False)
             app.conf.update(distlock_url=f"memory://{uuid.uuid4().hex}", task_publish_retry=False)
+            # A broker in memory is one for all tests of the process.
+            app.conf.task_default_queue = uuid.uuid4().hex
             app.conf.broker_transport_options = {"max_retries": 1, "interval_start": 0.0, "interval_step": 0.0}
             stack.callback(app.close)
             stack.callback(forget_store, app)
@@ -58,7 +60,7 @@ def refused(results: Path) -> Iterator[Refused]:
 
 def messages(app: Celery) -> int:
     with app.connection_for_read() as connection:
-        return int(connection.default_channel.queue_declare("celery", passive=True).message_count)
+        return int(connection.default_channel.queue_declare(app.conf.task_default_queue, passive=True).message_count)
 
 
 def nobody() -> str:
