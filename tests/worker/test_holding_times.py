@@ -137,7 +137,8 @@ class TestLongest:
     ) -> None:
         worker(APP, pool=pool, may_log=EXPECTED)
         tasks = load(APP)
-        checking = tasks.stuck.apply_async(("a", 30.0, True))
+        # Held up for longer than its ttl of a second, it would notice that first.
+        checking = tasks.stuck.apply_async(("a", 30.0, True), lock={"ttl": 30.0})
         (noticed,) = journal.wait_for("noticed", key="a")
         assert (noticed["reason"], noticed["held"]) == ("it has been held for longer than lock_max_hold", False)
         with pytest.raises(LockLost, match="lock_max_hold"):
