@@ -157,7 +157,7 @@ class Test{name}(Contract):
     ttl = {ttl}
 """
 #: Seconds of which a tenth is noticed by a busy machine, too.
-TTLS = {"ExpiresTooSoon": 2.0}
+TTLS = {"ExpiresTooSoon": 6.0}
 
 
 def _class_of(name: str) -> str:
