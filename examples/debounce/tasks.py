@@ -11,7 +11,7 @@ from celery_distlock import LockedTask
 from celery_distlock.signals import unique_superseded
 from examples.support.address import REDIS_URL
 
-QUIET = 1.0
+QUIET = 2.0
 
 app = Celery("debounce", broker=REDIS_URL, backend=REDIS_URL)
 app.conf.task_default_queue = "debounce"

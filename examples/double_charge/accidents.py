@@ -78,8 +78,8 @@ def clicked_twice(orders: int = 4) -> Accident:
 def delivered_again() -> Accident:
     """Let the bank take longer than the broker waits for an acknowledgement: it delivers the message again."""
     unlocked, locked = _new_order(), _new_order()
-    charge_unlocked.delay(unlocked, bank_seconds=3.0)
-    answer = charge_locked.delay(locked, bank_seconds=3.0)
+    charge_unlocked.delay(unlocked, bank_seconds=5.0)
+    answer = charge_locked.delay(locked, bank_seconds=5.0)
     _wait_for_second_charge(unlocked)
     answer.get(timeout=60)
     _wait_until_broker_is_empty()
@@ -96,10 +96,10 @@ def child_killed(times: int = 3) -> KilledInMidCharge:
     unlocked, locked = [_new_order() for _ in range(times)], [_new_order() for _ in range(times)]
     free_after, next_after, answers = [], [], []
     for order_id in unlocked:
-        answers.append(charge_unlocked.delay(order_id, bank_seconds=1.0))
+        answers.append(charge_unlocked.delay(order_id, bank_seconds=2.0))
         os.kill(_began(order_id).pid, signal.SIGKILL)
     for order_id in locked:
-        answers.append(charge_locked.delay(order_id, bank_seconds=1.0))
+        answers.append(charge_locked.delay(order_id, bank_seconds=2.0))
         holder = _began(order_id)
         # The next one asks every 20 ms; a task usually takes it easier.
         waiting = charge_locked.apply_async((order_id,), lock={"retry_delay": 0.02, "retry_backoff_max": 0.02})
