@@ -163,6 +163,8 @@ def test_dead_waiters_are_taken_out_of_all_data(store: RedisStore, behind: Behin
     places = [join(store) for _ in range(500)]
     store.poll(places)
     time.sleep(0.15)
+    # Whose own place is not the subject.
+    store.claim_ttl = 60.0
     alive = join(store)
     assert alive.ahead == 0
     assert behind.client.zcard(behind.name("d", "k")) == 1
@@ -328,9 +330,11 @@ def test_a_server_stopped_for_longer_than_the_claim_ttl_costs_nobody_who_asks_hi
 ) -> None:
     server = private_redis()
     store = open_redis(server.url)
-    store.claim_ttl = 0.3
+    store.claim_ttl = 60.0
     lease = granted(store)
     places = [join(store) for _ in range(5)]
+    store.claim_ttl = 0.3
+    store.poll(places)
     server.freeze()
     time.sleep(0.5)
     server.thaw()

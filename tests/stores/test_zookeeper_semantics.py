@@ -509,7 +509,8 @@ def test_a_server_that_is_not_there_is_an_error_in_time_and_found_when_it_is(
         store.acquire(claim())
     assert time.monotonic() - began < 1.5
     between.accept()
-    lease = eventually(lambda: _answer(store, claim("another")), 10, "a lease")
+    wish = claim("another")
+    lease = eventually(lambda: _answer(store, wish), 10, "a lease")
     assert isinstance(lease, Lease)
 
 
