@@ -14,6 +14,7 @@ from tests.support.journal import Journal
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import POOLS, LoadApp, Pool, Settings, StartWorker
+from tests.worker.apps.patience import LONG, NOBODY_IS_PASSED_OVER, patience
 from tests.worker.faults import PATIENCE, received
 from tests.worker.parked import all_is_well, in_line, some
 
@@ -73,8 +74,10 @@ def _wait_and_run(
 def test_a_saturated_worker_does_not_hold_up_those_who_wait_elsewhere(
     pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
-    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], wait=False)
-    second = worker(APP, queues=["second"])
+    # Nobody is to wait for the end of an offer, nor to be passed over since a process is slow to come for its lease.
+    env = patience(claim=LONG, ahead=LONG)
+    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], wait=False, env=env)
+    second = worker(APP, queues=["second"], env=patience(claim=LONG, ahead=LONG, calling=LONG))
     first.wait_ready()
     tasks = load(APP)
     results = [tasks.hold.apply_async(("a",), queue="second")]
@@ -91,7 +94,7 @@ def test_a_saturated_worker_does_not_hold_up_those_who_wait_elsewhere(
         result.get(timeout=PATIENCE)
     runs = journal.runs("a")
     assert [run.id for run in runs] == [result.id for result in elsewhere]
-    assert runs[-1].start - runs[0].end < 1.0
+    assert runs[-1].start - runs[0].end < PATIENCE
     for number in range(slots(pool)):
         journal.record("go", key=f"slot-{number}")
     all_is_well(tasks, results, journal, databases, (first, second))
@@ -132,8 +135,10 @@ def test_what_a_busy_consumer_does_not_take_in_time_goes_to_the_next(
     pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
     conf = {"worker_prefetch_multiplier": 4}
-    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], conf=conf, wait=False)
-    second = worker(APP, queues=["second"])
+    # Nobody is to wait for the end of an offer.
+    env = patience(claim=LONG)
+    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], conf=conf, wait=False, env=env)
+    second = worker(APP, queues=["second"], env=env)
     first.wait_ready()
     tasks = load(APP)
     results = [tasks.hold.apply_async(("a",), queue="second")]
@@ -147,7 +152,7 @@ def test_what_a_busy_consumer_does_not_take_in_time_goes_to_the_next(
     results[2].get(timeout=PATIENCE)
     holder, following = journal.runs("a")
     assert following.id == results[2].id
-    assert following.start - holder.end < 1.0
+    assert following.start - holder.end < PATIENCE
     journal.record("go", key="jam")
     all_is_well(tasks, results, journal, databases, (first, second))
 
@@ -224,7 +229,7 @@ class TestTheWorkerIsTold:
 
     @pytest.mark.slow
     def test_priorities(self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases) -> None:
-        node = worker(APP, concurrency=2, queues=["first"])
+        node = worker(APP, concurrency=2, queues=["first"], env=NOBODY_IS_PASSED_OVER)
         tasks = load(APP)
         results = [tasks.hold.apply_async(("a",), queue="first")]
         journal.wait_for("start", key="a")
