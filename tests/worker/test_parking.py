@@ -20,7 +20,6 @@ from tests.support.journal import Journal
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Settings, StartWorker
-from tests.worker.apps.patience import NOBODY_IS_PASSED_OVER
 from tests.worker.behind import behind
 from tests.worker.faults import RedisBroker
 from tests.worker.shared import PATIENCE, Shared, shared_workers
@@ -36,7 +35,7 @@ AT_ONCE = 2.0
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Shared]:
     """Two workers with two processes each."""
-    options: dict[str, Any] = {"nodes": 2, "may_log": [r"LockTimeout"], "env": NOBODY_IS_PASSED_OVER}
+    options: dict[str, Any] = {"nodes": 2, "may_log": [r"LockTimeout"]}
     with shared_workers(tmp_path_factory.mktemp("parking"), redis_server, APP, **options) as shared:
         yield shared
 
@@ -151,7 +150,7 @@ class TestMany:
     ) -> None:
         # With slots to spare: a place that is declined is given to another.
         processes = 6
-        worker(APP, concurrency=processes, env=NOBODY_IS_PASSED_OVER)
+        worker(APP, concurrency=processes)
         tasks = load(APP)
         holder = tasks.hold.delay("k")
         journal.wait_for("start", key="k", id=holder.id)

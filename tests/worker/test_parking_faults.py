@@ -22,7 +22,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, Settings, StartWorker, Worker
-from tests.worker.apps.patience import LONG, NOBODY_IS_PASSED_OVER, patience
+from tests.worker.apps.patience import LONG, NOBODY_IS_PASSED_OVER, SOON, patience
 from tests.worker.behind import behind
 from tests.worker.faults import PATIENCE, RedisBroker
 from tests.worker.parked import all_is_well, consume_also, in_line, some
@@ -99,7 +99,7 @@ class TestSomethingDies:
         # does not begin before the death is tested with the pools.)
         died = time.monotonic()
         os.kill(run.pid, signal.SIGKILL)
-        assert start_of(journal, results[1]) - died < PATIENCE
+        assert start_of(journal, results[1]) - died < SOON
         journal.record("died", dead=run.pid, t=died)
         journal.record("go", key="a")
         all_is_well(tasks, results, journal, databases, nodes, runs_again=results[:1])
@@ -120,7 +120,7 @@ class TestSomethingDies:
         eventually(lambda: _is_asked_for(lock, results[1]), PATIENCE, "the lease that was asked for on the way")
         died = time.monotonic()
         os.kill(child, signal.SIGKILL)
-        assert start_of(journal, results[2]) - died < PATIENCE
+        assert start_of(journal, results[2]) - died < SOON
         all_is_well(tasks, results, journal, databases, nodes)
 
     @pytest.mark.locks_in_redis
@@ -146,7 +146,7 @@ class TestSomethingDies:
         in_line(journal, results[2:], databases)
         died = time.monotonic()
         os.kill(child, signal.SIGKILL)
-        assert start_of(journal, results[2]) - died < PATIENCE
+        assert start_of(journal, results[2]) - died < SOON
         journal.record("died", dead=child, t=died)
         all_is_well(tasks, results, journal, databases, nodes, runs_again=[results[1]])
 
@@ -206,7 +206,7 @@ class TestAWorkerIsShutDown:
         in_line_of_one(databases)
         journal.record("go", key="a")
         end, *_ = journal.wait_for("end", key="a")
-        assert start_of(journal, results[3]) - end["t"] < PATIENCE
+        assert start_of(journal, results[3]) - end["t"] < SOON
         journal.record("go", key="slot")
         first.process.wait(30)
         consume_also(tasks, second, "first")
@@ -400,7 +400,7 @@ class TestTheStore:
             client.client_kill_filter(_type="pubsub")
         all_is_well(tasks, results, journal, databases, nodes)
         assert [run.id for run in journal.runs("a")] == [result.id for result in results]
-        _nobody_waited_longer_than(PATIENCE, journal)
+        _nobody_waited_longer_than(SOON, journal)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("pool", ["prefork", "gevent"])
@@ -409,14 +409,14 @@ class TestTheStore:
     ) -> None:
         with databases.server.client() as client:
             client.execute_command("ACL", "SETUSER", "default", "-publish")
-            # A third of the claim ttl, and a moment of some seconds.
-            nodes = both(worker, pool=pool, env=patience(claim=15.0, ahead=LONG, calling=LONG))
+            nodes = both(worker, pool=pool)
             tasks = load(APP)
             results = line_up(tasks, journal, databases, "first", "second", "first", "second")
             journal.record("go", key="a")
             all_is_well(tasks, results, journal, databases, nodes)
         assert [run.id for run in journal.runs("a")] == [result.id for result in results]
-        _nobody_waited_longer_than(12.0, journal)
+        # A third of the claim ttl, and a moment.
+        _nobody_waited_longer_than(1.0, journal)
 
 
 def _lose_data(server: RedisServer) -> None:

@@ -14,7 +14,7 @@ from tests.support.journal import Journal
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import POOLS, LoadApp, Pool, Settings, StartWorker
-from tests.worker.apps.patience import LONG, NOBODY_IS_PASSED_OVER, patience
+from tests.worker.apps.patience import LONG, NOBODY_IS_PASSED_OVER, SOON, patience
 from tests.worker.faults import PATIENCE, received
 from tests.worker.parked import all_is_well, in_line, some
 
@@ -94,7 +94,7 @@ def test_a_saturated_worker_does_not_hold_up_those_who_wait_elsewhere(
         result.get(timeout=PATIENCE)
     runs = journal.runs("a")
     assert [run.id for run in runs] == [result.id for result in elsewhere]
-    assert runs[-1].start - runs[0].end < PATIENCE
+    assert runs[-1].start - runs[0].end < SOON
     for number in range(slots(pool)):
         journal.record("go", key=f"slot-{number}")
     all_is_well(tasks, results, journal, databases, (first, second))
@@ -152,7 +152,7 @@ def test_what_a_busy_consumer_does_not_take_in_time_goes_to_the_next(
     results[2].get(timeout=PATIENCE)
     holder, following = journal.runs("a")
     assert following.id == results[2].id
-    assert following.start - holder.end < PATIENCE
+    assert following.start - holder.end < SOON
     journal.record("go", key="jam")
     all_is_well(tasks, results, journal, databases, (first, second))
 

@@ -15,7 +15,7 @@ from celery_distlock.stores.base import Queueing
 from celery_distlock.task import attempt, run, unique
 from celery_distlock.worker import ahead, parking
 
-__all__ = ["LONG", "NOBODY_IS_PASSED_OVER", "be_as_patient_as_told", "patience"]
+__all__ = ["LONG", "NOBODY_IS_PASSED_OVER", "SOON", "be_as_patient_as_told", "patience"]
 
 _VARIABLE = "TEST_PATIENCE"
 
@@ -32,6 +32,8 @@ _WHERE: dict[str, list[tuple[Any, str]]] = {
 
 #: Seconds for which nobody waits here.
 LONG = 600.0
+#: Seconds within which happens at once, on a machine that may be held up, what would else take as long as that.
+SOON = 4.0
 
 
 def patience(**seconds: float) -> dict[str, str]:
