@@ -174,8 +174,8 @@ def test_a_body_sees_that_its_lock_is_unsure_while_the_store_is_silent(
 def test_a_child_that_must_be_sure_is_killed_before_its_deadline(
     worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, private_redis: Callable[..., RedisServer]
 ) -> None:
-    # A tenth of it is left when the child is killed.
-    ttl = 4.0
+    # A tenth of it is left when the child is killed: more than a second.
+    ttl = 12.0
     server = private_redis()
     alone = _with_store(settings, server.url)
     worker(ENDINGS, alone, conf={"distlock_ttl": ttl}, may_log=MAY_LOG)
