@@ -60,7 +60,7 @@ def test_a_cold_shutdown_releases_the_lock_once_the_body_is_over(
     node.wait_stopped()
     (run,) = journal.runs("a")
     assert grant.at >= run.end or grant.after
-    assert grant.at - death.wait() <= 1.0  # the ttl is thirty seconds
+    assert grant.at - death.wait() <= 10.0  # the ttl is thirty seconds
     assert_nothing_left(databases.locks)
 
 
@@ -91,7 +91,8 @@ def test_a_soft_shutdown_keeps_the_lock_while_it_waits_and_releases_it_in_the_en
 def test_a_child_that_dies_in_a_soft_shutdown_is_noticed_although_the_main_thread_sleeps(
     worker: StartWorker, load: LoadApp, journal: Journal
 ) -> None:
-    node = worker(ENDINGS, conf={"worker_soft_shutdown_timeout": 3.0}, may_log=MAY_LOG)
+    # Of the length of the ttl: neither ends before the test does.
+    node = worker(ENDINGS, conf={"worker_soft_shutdown_timeout": 30.0}, may_log=MAY_LOG)
     tasks = load(ENDINGS)
     tasks.hold.delay("a")
     # Keeps the shutdown waiting.
@@ -104,7 +105,7 @@ def test_a_child_that_dies_in_a_soft_shutdown_is_noticed_although_the_main_threa
     os.kill(start["pid"], signal.SIGKILL)
     grant = first_grant(lock_of(tasks, "a"), death)
     assert grant.after
-    assert grant.at - death.wait() <= 1.0  # the ttl is thirty seconds
+    assert grant.at - death.wait() <= 10.0  # the ttl is thirty seconds
     journal.record("go", key="b")
 
 
