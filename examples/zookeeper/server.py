@@ -107,7 +107,7 @@ def start_zookeeper(processes: Processes, count: int = 1) -> Servers:
 def _mode(address: str) -> str:
     host, _, port = address.partition(":")
     answer = b""
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1) as connection:
+    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(b"srvr")
         while piece := connection.recv(4096):
             answer += piece

@@ -215,13 +215,13 @@ class ZooKeeperServer:
 
     # What it says of itself.
 
-    def command(self, word: str) -> str:
+    def command(self, word: str, *, timeout: float = 1.0) -> str:
         """Send one of the four-letter commands (``srvr``, ``mntr``, ``dump``, ``cons``, …) and return the answer.
 
         Raises:
-            OSError: it is not there, or silent for a second.
+            OSError: it is not there, or silent for ``timeout`` seconds.
         """
-        with socket.create_connection((self.host, self.port), timeout=1) as connection:
+        with socket.create_connection((self.host, self.port), timeout=timeout) as connection:
             connection.sendall(word.encode())
             answer = b""
             while piece := connection.recv(65536):

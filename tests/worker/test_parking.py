@@ -95,9 +95,9 @@ class TestTheLine:
 
     def test_a_lease_that_was_waited_for_is_kept_alive(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
-            first = shared.tasks.work.apply_async((key, 4.5), lock={"ttl": 2.0})
+            first = shared.tasks.work.apply_async((key, 5.0), lock={"ttl": 4.0})
             parked(shared, key, 1)
-            second = shared.tasks.work.apply_async((key,), lock={"ttl": 2.0})
+            second = shared.tasks.work.apply_async((key,), lock={"ttl": 4.0})
         assert first.get(timeout=PATIENCE) == 0  # its body ends with check()
         second.get(timeout=PATIENCE)
         assert shared.journal.overlaps(key) == []
@@ -225,8 +225,9 @@ class TestWhileItWaits:
             behind = shared.tasks.work.delay(key)
             parked(shared, key, 2)
             shared.tasks.app.control.revoke(result.id, terminate=terminate)
+            # While its key is held nothing else could end it.
             with pytest.raises(TaskRevokedError):
-                result.get(timeout=AT_ONCE)
+                result.get(timeout=PATIENCE)
             parked(shared, key, 1)
             assert holder.state != states.REVOKED
         behind.get(timeout=PATIENCE)
@@ -234,10 +235,10 @@ class TestWhileItWaits:
 
     def test_it_expires(self, shared: Shared, key: str) -> None:
         with shared.held_by_a_task(key):
-            result = shared.tasks.work.apply_async((key,), expires=1.5)
+            result = shared.tasks.work.apply_async((key,), expires=5.0)
             shared.journal.wait_for("parked", id=result.id)
             with pytest.raises(TaskRevokedError):
-                result.get(timeout=1.5 + AT_ONCE)
+                result.get(timeout=5.0 + AT_ONCE)
             eventually(lambda: not locks(shared, "parked", key), PATIENCE, "an empty line")
 
     def test_lock_timeout_fails_it_though_every_slot_is_taken(self, shared: Shared, key: str) -> None:

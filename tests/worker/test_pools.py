@@ -119,7 +119,7 @@ def test_the_keys_of_twenty_dead_children_can_be_had_at_once(
 def test_a_body_that_ignores_sigterm_keeps_its_lock_until_it_is_dead(
     worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
-    ttl = 1.5
+    ttl = 3.0
     node = worker(ENDINGS, conf={"distlock_ttl": ttl}, may_log=MAY_LOG)
     tasks = load(ENDINGS)
     result = tasks.ignore_sigterm.delay("a")
@@ -127,7 +127,7 @@ def test_a_body_that_ignores_sigterm_keeps_its_lock_until_it_is_dead(
     tasks.app.control.revoke(result.id, terminate=True, signal="SIGTERM")
     node.wait_for_log("Terminating")
     # Celery takes the task for gone; the warden must not.
-    seen_held(lock_of(tasks, "a"), 3 * ttl)
+    seen_held(lock_of(tasks, "a"), 1.5 * ttl)
     assert not death.happened
     os.kill(death.pid, signal.SIGKILL)
     grant = first_grant(lock_of(tasks, "a"), death)
@@ -163,7 +163,7 @@ def _wait_until_ended(tasks: Any, task_id: str) -> None:
 def test_a_pool_that_grows_and_shrinks_supervises_its_new_children_and_leaves_no_lock(
     worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
-    ttl = 1.5
+    ttl = 3.0
     node = worker(ENDINGS, concurrency=1, conf={"distlock_ttl": ttl}, may_log=MAY_LOG)
     tasks = load(ENDINGS)
     results = [tasks.hold.delay("first")]
@@ -174,7 +174,7 @@ def test_a_pool_that_grows_and_shrinks_supervises_its_new_children_and_leaves_no
     for key in ("second", "third"):
         results.append(tasks.hold.delay(key))
         _pid(journal, key)
-        seen_held(lock_of(tasks, key), 2 * ttl)
+        seen_held(lock_of(tasks, key), ttl + 1)
     for key, result in (("first", results[0]), ("third", results[2])):
         idle = Death(_pid(journal, key))
         journal.record("go", key=key)
@@ -185,7 +185,7 @@ def test_a_pool_that_grows_and_shrinks_supervises_its_new_children_and_leaves_no
         (answer,) = tasks.app.control.pool_shrink(1, reply=True, timeout=20, limit=1)
         assert [list(told) for told in answer.values()] == [["ok"]], answer
         idle.wait()
-    seen_held(lock_of(tasks, "second"), 2 * ttl)
+    seen_held(lock_of(tasks, "second"), ttl + 1)
     os.kill(_pid(journal, "second"), signal.SIGKILL)
     assert_free_at_once(tasks, "second", within=0.3)
     assert_nothing_left(databases.locks)

@@ -219,7 +219,7 @@ class TestACopyInAnotherWorker:
         first = worker(APP, concurrency=1)
         tasks = load(APP)
         broker = RedisBroker(tasks.app)
-        result = tasks.hold_briefly.delay("a")
+        result = tasks.hold_briefly.apply_async(("a",), lock={"ttl": 3.0})
         (start,) = journal.wait_for("start", key="a")
         (tag,) = broker.wait_for_unacknowledged()
         # The first one's prefetch window is full: only the second can receive the copy.

@@ -31,11 +31,19 @@ from tests.worker.watching import (
 ENDINGS = "tests.worker.apps.endings"
 MAY_LOG = ["WorkerLostError", "Terminated", "SystemExit", "LockLost"]
 #: Seconds. A third of it is the interval of renewals: the rest is what a busy machine may take for one.
-TTL = 1.5
+TTL = 3.0
+#: Seconds after which somebody else would have been granted what nobody renews.
+LONGER = TTL + 1.0
 
 
 def _with_store(settings: Settings, url: str) -> Settings:
     return Settings(settings.broker, settings.results, url, settings.journal)
+
+
+def _script_calls(client: Any) -> int:
+    # A server that does not know a script yet has failed to call it.
+    told = client.info("commandstats")["cmdstat_evalsha"]
+    return int(told["calls"]) - int(told["failed_calls"])
 
 
 # Longer than the ttl.
@@ -57,7 +65,7 @@ def test_leases_are_renewed_on_pools_without_processes(
 ) -> None:
     worker(ENDINGS, pool=pool, conf={"distlock_ttl": TTL})
     tasks = load(ENDINGS)
-    result = tasks.last.delay("a", 2 * TTL)
+    result = tasks.last.delay("a", LONGER)
     excluded_until_its_end(tasks, journal, "a")
     assert result.get(timeout=5) == "a"
     assert journal.entries("lost") == journal.entries("unsure") == []
@@ -66,7 +74,7 @@ def test_leases_are_renewed_on_pools_without_processes(
 def test_a_body_that_keeps_the_gil_keeps_its_key(worker: StartWorker, load: LoadApp, journal: Journal) -> None:
     worker(ENDINGS, conf={"distlock_ttl": TTL})
     tasks = load(ENDINGS)
-    result = tasks.keep_the_gil.delay("a", 2 * TTL)
+    result = tasks.keep_the_gil.delay("a", LONGER)
     excluded_until_its_end(tasks, journal, "a")
     assert result.get(timeout=5) == "a"
     assert journal.entries("lost") == journal.entries("unsure") == []
@@ -77,7 +85,7 @@ def test_a_task_with_a_request_class_of_its_own_keeps_its_lease_alive_in_its_exe
 ) -> None:
     worker(ENDINGS, conf={"distlock_ttl": TTL})
     tasks = load(ENDINGS)
-    result = tasks.last_with_own_request.delay("a", 2 * TTL)
+    result = tasks.last_with_own_request.delay("a", LONGER)
     excluded_until_its_end(tasks, journal, "a")
     assert result.get(timeout=5) == "OwnRequest"
     assert [entry["supervised"] for entry in journal.entries("own")] == [False]
@@ -106,9 +114,7 @@ def test_two_hundred_leases_are_renewed_in_one_batch_per_interval(
     with server.client() as client:
 
         def renewals() -> int:
-            # A server that does not know a script yet has failed to call it.
-            told = client.info("commandstats")["cmdstat_evalsha"]
-            return int(told["calls"]) - int(told["failed_calls"]) - count
+            return _script_calls(client) - count
 
         eventually(lambda: renewals() >= sum(batches), 20, "the renewal of each")
     tasks.let_go.delay()
@@ -134,7 +140,11 @@ def test_a_store_that_is_silent_for_three_ttls_kills_nothing_and_loses_nothing(
     eventually(lambda: journal.entries("start")[0]["t"] + 3.0 < time.monotonic(), 10, "three ttls of silence")
     server.thaw()
     # Its renewal has been waiting in the server's socket beside this.
-    seen_held(lock_of(tasks, "a"), 2.0)
+    seen_held(lock_of(tasks, "a"), 0.6)
+    with server.client() as client:
+        calls = _script_calls(client)
+        # Nobody asks any more but its warden.
+        eventually(lambda: _script_calls(client) > calls, 10, "one more renewal")
     journal.record("go", key="a")
     assert result.get(timeout=10) == "a"
     assert_free_at_once(tasks, "a")
@@ -164,8 +174,8 @@ def test_a_body_sees_that_its_lock_is_unsure_while_the_store_is_silent(
 def test_a_child_that_must_be_sure_is_killed_before_its_deadline(
     worker: StartWorker, load: LoadApp, journal: Journal, settings: Settings, private_redis: Callable[..., RedisServer]
 ) -> None:
-    # A tenth of it is left when the child is killed.
-    ttl = 4.0
+    # A tenth of it is left when the child is killed: more than a second.
+    ttl = 12.0
     server = private_redis()
     alone = _with_store(settings, server.url)
     worker(ENDINGS, alone, conf={"distlock_ttl": ttl}, may_log=MAY_LOG)

@@ -60,6 +60,6 @@ def test_a_worker_that_stops_leaves_no_session(
     running = worker(ENDINGS, settings=own)
     tasks = load(ENDINGS, own)
     assert [tasks.succeed.delay(str(number)).get(timeout=20) for number in range(4)]
-    assert "zk_global_sessions\t0" not in server.command("mntr")
+    assert "zk_global_sessions\t0" not in server.command("mntr", timeout=10)
     running.stop_warm()
-    eventually(lambda: "zk_global_sessions\t0" in server.command("mntr"), 10, "the end of all sessions")
+    eventually(lambda: "zk_global_sessions\t0" in server.command("mntr", timeout=10), 10, "the end of all sessions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery_distlock import LockedTask, LockLost
@@ -46,10 +47,12 @@ def resting(key: str) -> str:
 
 
 @app.task(base=LockedTask, bind=True, lock_key=asked, lock_max_hold=1.0, lock_ttl=1.0)
-def stuck(self: Any, key: str, seconds: float = 30.0, check: bool = False) -> None:
+def stuck(
+    self: Any, key: str, seconds: float = 30.0, check: bool = False, over: Callable[[], object] = lambda: False
+) -> None:
     with running(key, id=self.request.id):
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end and not over():
             time.sleep(0.02)
             if check:
                 try:
