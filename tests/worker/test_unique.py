@@ -172,7 +172,7 @@ class TestEndings:
         started(shared, key, task, lock={"ttl": 60.0})
         (run,) = shared.journal.runs(key)
         os.kill(run.pid, signal.SIGKILL)
-        free_again(shared, key, task, within=4.0)
+        free_again(shared, key, task, within=2.5)
 
     @pytest.mark.parametrize("name", ["starting_queued", "starting_running"])
     def test_so_does_one_that_is_killed_before_the_task_begins(self, shared: Shared, key: str, name: str) -> None:
@@ -182,7 +182,7 @@ class TestEndings:
         (starting,) = shared.journal.wait_for("starting", key=key, id=first.id)
         assert task.delay(key).id == first.id
         os.kill(starting["pid"], signal.SIGKILL)
-        free_again(shared, key, task, within=4.0)
+        free_again(shared, key, task, within=2.5)
 
     def test_terminating_it_frees_the_place(self, shared: Shared, key: str) -> None:
         first = started(shared, key, shared.tasks.running_too)
