@@ -86,10 +86,7 @@ def test_a_lock_can_be_tried_waited_for_and_looked_at(run: RunZooKeeperExample, 
     log = run("tries", "0.2", "--url", zookeeper_url)
     gave_up = [line for line in log if line.startswith("with theirs: ")]
     assert len(gave_up) == 1
-    told = re.search(r"gave up on lock 'example:tries' after (\d+\.\d+) s; it is held by 'ours'", gave_up[0])
-    # How exact a time-out is, is for the lock's own tests.
-    assert told is not None, gave_up
-    assert 0.2 <= float(told[1]) < 10.0
+    assert re.search(r"gave up on lock 'example:tries' after 0\.\d+ s; it is held by 'ours'", gave_up[0])
     log.remove(gave_up[0])
     assert log == [
         "locked(): False",

@@ -355,21 +355,16 @@ def test_time_outs_are_exact_and_leave_nothing_behind(redis_url: str, server: re
         # A place that is not given up stays for a minute.
         store.claim_ttl = 60.0  # type: ignore[attr-defined]
         before = set(server.scan_iter())
-
-        def lateness() -> list[float]:
-            waiters = [Waiting(Lock("k", store=store), timeout=0.3 + n / 100) for n in range(20)]
-            late = []
-            for n, waiter in enumerate(waiters):
-                assert waiter.got_it() is False
-                late.append(waiter.since - waiter.asked - 0.3 - n / 100)
-            late.sort()
-            assert late[0] >= 0.0
-            return late
-
-        # Who asked only when a poll is due would be late by up to twenty seconds, every time. A machine that is held up
-        # as all of them end makes half of them late once.
-        rounds = (lateness() for _ in range(3))
-        assert any(late[10] < 0.25 and late[-1] < 2.0 for late in rounds)
+        waiters = [Waiting(Lock("k", store=store), timeout=0.3 + n / 100) for n in range(20)]
+        late = []
+        for n, waiter in enumerate(waiters):
+            assert waiter.got_it() is False
+            late.append(waiter.since - waiter.asked - 0.3 - n / 100)
+        late.sort()
+        assert late[0] >= 0.0
+        # Who asked only when a poll is due would be late by up to twenty seconds.
+        assert late[10] < 0.25, late
+        assert late[-1] < 2.0, late
         # The last places may be given up in the background.
         eventually(lambda: set(server.scan_iter()) == before, 10, "the end of all places")
     assert not list(server.scan_iter("*k"))
@@ -618,7 +613,6 @@ def test_without_any_hints_a_hand_over_takes_less_than_a_second(
             return poll(*args, **kwargs)
 
         monkeypatch.setattr(store, "poll", noted)
-        took = []
         for _ in range(3):
             holder = Lock("k", store=store)
             holder.acquire()
@@ -628,12 +622,10 @@ def test_without_any_hints_a_hand_over_takes_less_than_a_second(
             released = time.monotonic()
             holder.release()
             assert waiter.got_it(5.0)
-            took.append(waiter.since - released)
-            # It is asked about in time, and that tells it; by the clock, unless the machine is held up each time.
+            assert waiter.since - released < 1.0
             assert due - released < 0.7
             assert len(polls) - before <= 2
             waiter.end()
-        assert min(took) < 1.0, took
 
 
 def test_a_server_that_restarts_without_data_neither_loses_waiters_nor_lets_them_overlap(

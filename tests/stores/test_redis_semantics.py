@@ -559,4 +559,4 @@ class TestAPlaceThatRests:
         holders = behind.name("h", "k")
         free = behind.client.zscore(holders, f"{lease.owner}:resting")
         assert behind.client.pexpiretime(holders) == math.ceil(free / 1000)
-        eventually(lambda: behind.keys() == set(), 10.0, "an empty store")
+        eventually(lambda: behind.keys() == set(), 3.7, "an empty store")

@@ -84,7 +84,7 @@ class TestTheySurvive:
         assert {entry["policy"] for entry in refusals} == {"retry"}
 
     def test_the_tasks_own_retries(self, shared: Shared, key: str) -> None:
-        result = shared.tasks.tell.apply_async((key, 2), lock=self.RETRY)
+        result = shared.tasks.tell.apply_async((key, 2), lock={"ttl": 7})
         assert result.get(timeout=PATIENCE)["retries"] == 2
         assert [entry["ttl"] for entry in shared.journal.entries("told", id=result.id)] == [7.0] * 3
 
@@ -105,8 +105,7 @@ class TestSignatures:
         assert shared.tasks.tell.s(key).set(lock={"ttl": 7}).apply_async().get(timeout=PATIENCE)["ttl"] == 7.0
 
     def test_each_link_of_a_chain_has_its_own(self, shared: Shared, key: str) -> None:
-        options = TestTheySurvive.RETRY
-        links = [shared.tasks.tell.si(key).set(lock={**options, "ttl": ttl}) for ttl in (6, 7, 8)]
+        links = [shared.tasks.tell.si(key).set(lock={"ttl": ttl}) for ttl in (6, 7, 8)]
         last = chain(*links).apply_async()
         assert last.get(timeout=PATIENCE)["ttl"] == 8.0
         assert [each.get(timeout=PATIENCE)["ttl"] for each in (last.parent.parent, last.parent)] == [6.0, 7.0]

@@ -77,8 +77,7 @@ class TestShortest:
         with shared.lock(key):
             granted = time.monotonic()
         assert granted - asked_for(shared.journal, run) >= 0.95
-        # The ttl is thirty seconds.
-        assert granted - run.start < 4.0
+        assert granted - run.start < 2.0
 
     def test_the_store_is_told_to_keep_it_from_the_grant_on(self, shared: Shared, key: str) -> None:
         shared.tasks.quick.apply_async((key,), lock={"min_hold": 30.0}).get(timeout=PATIENCE)
@@ -132,7 +131,7 @@ class TestLongest:
         assert lost["t"] - asked_for(shared.journal, run) >= 0.9
         assert lost["t"] - run.start <= 2.0
         assert shared.tasks.plain.delay(key).get(timeout=PATIENCE) == key
-        assert shared.journal.runs(key)[1].start - lost["t"] < 4.0
+        assert shared.journal.runs(key)[1].start - lost["t"] < 1.0
 
     def test_one_that_ends_in_time_is_left_alone(self, shared: Shared, key: str) -> None:
         # Long enough for the warden to look at it.
@@ -184,7 +183,7 @@ class TestLongest:
 
         lock_lost.connect(note, sender=tasks.stuck)
         with pytest.raises(LockLost, match="lock_max_hold"):
-            tasks.stuck("k", 10.0, over=lambda: lost)
+            tasks.stuck("k", 2.0)
         (run,) = journal.runs("k")
         assert len(lost) == 1
         assert lost[0] < run.end

@@ -39,8 +39,8 @@ def test_a_child_that_has_lost_its_lock_is_aborted_and_the_next_task_runs(
     start, bystander = _started(journal, "a"), _started(journal, "b")
     death = Death(start["pid"])
     _take_away(tasks, start)
-    # Nothing else would end it.
-    died = death.wait()
+    # The next look at the lease is a third of its ttl away at most.
+    died = death.wait(timeout=TTL)
     with pytest.raises(LockLost, match="given away"):
         result.get(timeout=20)
     assert result.state == "FAILURE"
@@ -190,7 +190,7 @@ def test_a_success_that_was_stored_before_the_abort_stays_one(
     death = Death(start["pid"])
     _take_away(tasks, start)
     # It still held its lock, so it is killed; but its work was done and is known to be.
-    death.wait()
+    death.wait(timeout=TTL)
     node.wait_for_log("had succeeded when it was aborted")
     assert tasks.succeed.delay("a").get(timeout=20) == "a"
     assert result.state == "SUCCESS"

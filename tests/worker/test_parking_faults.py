@@ -22,7 +22,6 @@ from tests.support.redis_server import RedisServer
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, Settings, StartWorker, Worker
-from tests.worker.apps.patience import LONG, NOBODY_IS_PASSED_OVER, SOON, patience
 from tests.worker.behind import behind
 from tests.worker.faults import PATIENCE, RedisBroker
 from tests.worker.parked import all_is_well, consume_also, in_line, some
@@ -92,14 +91,13 @@ class TestSomethingDies:
     ) -> None:
         nodes = both(worker, may_log=KILLED)
         tasks = load(APP)
-        # Nobody is to wait for this ttl.
-        results = line_up(tasks, journal, databases, "first", "second", lock={"ttl": LONG})
+        results = line_up(tasks, journal, databases, "first", "second")
         (run,) = journal.runs("a")
         # Noted before: on a busy machine the next one may have begun by the time that this process goes on. (That it
         # does not begin before the death is tested with the pools.)
         died = time.monotonic()
         os.kill(run.pid, signal.SIGKILL)
-        assert start_of(journal, results[1]) - died < SOON
+        assert start_of(journal, results[1]) - died < 1.0
         journal.record("died", dead=run.pid, t=died)
         journal.record("go", key="a")
         all_is_well(tasks, results, journal, databases, nodes, runs_again=results[:1])
@@ -109,10 +107,10 @@ class TestSomethingDies:
     def test_the_child_that_a_lease_waits_for(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
-        # Nobody is to wait for this ttl, nor until the lease is given back since nobody comes for it.
-        nodes = both(worker, {"may_log": KILLED, "concurrency": 1}, env=patience(ahead=LONG))
+        nodes = both(worker, {"may_log": KILLED, "concurrency": 1})
         tasks = load(APP)
-        results = line_up(tasks, journal, databases, "first", "second", lock={"ttl": LONG})
+        # Nobody is to wait for this ttl.
+        results = line_up(tasks, journal, databases, "first", "second", lock={"ttl": 600.0})
         (child,) = nodes[0].children()
         os.kill(child, signal.SIGSTOP)
         journal.record("go", key="a")
@@ -120,19 +118,18 @@ class TestSomethingDies:
         eventually(lambda: _is_asked_for(lock, results[1]), PATIENCE, "the lease that was asked for on the way")
         died = time.monotonic()
         os.kill(child, signal.SIGKILL)
-        assert start_of(journal, results[2]) - died < SOON
+        assert start_of(journal, results[2]) - died < 1.0
         all_is_well(tasks, results, journal, databases, nodes)
 
     @pytest.mark.locks_in_redis
     def test_the_child_that_has_come_too_late_for_a_lease_that_waited_for_it(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
-        # Seconds in which this test has to see that the lease was asked for.
-        nodes = both(worker, {"may_log": KILLED, "concurrency": 1}, env=patience(ahead=5.0))
+        nodes = both(worker, {"may_log": KILLED, "concurrency": 1})
         tasks = load(APP)
         # Nobody is to wait for this ttl.
-        results = line_up(tasks, journal, databases, lock={"ttl": LONG})
-        results.append(tasks.work.apply_async(("a", 5.0), queue="first", lock={"ttl": LONG}))
+        results = line_up(tasks, journal, databases, lock={"ttl": 600.0})
+        results.append(tasks.work.apply_async(("a", 5.0), queue="first", lock={"ttl": 600.0}))
         in_line(journal, results[1:], databases)
         (child,) = nodes[0].children()
         os.kill(child, signal.SIGSTOP)
@@ -142,11 +139,11 @@ class TestSomethingDies:
         eventually(lambda: not lock.holders(), PATIENCE, "its return")
         os.kill(child, signal.SIGCONT)
         start_of(journal, results[1])
-        results.append(tasks.work.apply_async(("a",), queue="second", lock={"ttl": LONG}))
+        results.append(tasks.work.apply_async(("a",), queue="second", lock={"ttl": 600.0}))
         in_line(journal, results[2:], databases)
         died = time.monotonic()
         os.kill(child, signal.SIGKILL)
-        assert start_of(journal, results[2]) - died < SOON
+        assert start_of(journal, results[2]) - died < 1.0
         journal.record("died", dead=child, t=died)
         all_is_well(tasks, results, journal, databases, nodes, runs_again=[results[1]])
 
@@ -187,9 +184,7 @@ class TestAWorkerIsShutDown:
     def test_its_places_are_given_up_at_once_and_its_messages_go_elsewhere(
         self, how: str, pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
-        options = {"pool": pool, "may_log": KILLED, "concurrency": 1 if pool == "solo" else 2}
-        # Nobody is to wait until a place ends by itself.
-        first, second = both(worker, options, env=patience(claim=LONG))
+        first, second = both(worker, {"pool": pool, "may_log": KILLED, "concurrency": 1 if pool == "solo" else 2})
         tasks = load(APP)
         if pool == "prefork" or (how == "warm" and pool != "solo"):
             # It keeps the worker from ending: places are given up before the pool has drained. (A task that runs in a
@@ -206,7 +201,7 @@ class TestAWorkerIsShutDown:
         in_line_of_one(databases)
         journal.record("go", key="a")
         end, *_ = journal.wait_for("end", key="a")
-        assert start_of(journal, results[3]) - end["t"] < SOON
+        assert start_of(journal, results[3]) - end["t"] < 1.0
         journal.record("go", key="slot")
         first.process.wait(30)
         consume_also(tasks, second, "first")
@@ -342,7 +337,7 @@ class TestTheStore:
     def test_restarts(
         self, trial: int, data: str, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
-        nodes = both(worker, env=NOBODY_IS_PASSED_OVER)
+        nodes = both(worker)
         tasks = load(APP)
         results = line_up(tasks, journal, databases, "first", "second", "first", "second")
         if data == "lost":
@@ -374,7 +369,7 @@ class TestTheStore:
     def test_is_silent_for_longer_than_the_ttl(
         self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
-        nodes = both(worker, env=NOBODY_IS_PASSED_OVER)
+        nodes = both(worker)
         tasks = load(APP)
         results = line_up(tasks, journal, databases, "first", "second", "first", "second")
         databases.server.freeze()
@@ -390,8 +385,7 @@ class TestTheStore:
     def test_cuts_the_connection_on_which_hints_come(
         self, trial: int, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
     ) -> None:
-        # Nobody is to wait for a poll either, which would bring what the hint did not.
-        nodes = both(worker, env=patience(claim=LONG, ahead=LONG, calling=LONG))
+        nodes = both(worker)
         tasks = load(APP)
         results = line_up(tasks, journal, databases, "first", "second", "first", "second")
         with databases.server.client() as client:
@@ -400,7 +394,7 @@ class TestTheStore:
             client.client_kill_filter(_type="pubsub")
         all_is_well(tasks, results, journal, databases, nodes)
         assert [run.id for run in journal.runs("a")] == [result.id for result in results]
-        _nobody_waited_longer_than(SOON, journal)
+        _nobody_waited_longer_than(1.0, journal)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("pool", ["prefork", "gevent"])
@@ -415,7 +409,6 @@ class TestTheStore:
             journal.record("go", key="a")
             all_is_well(tasks, results, journal, databases, nodes)
         assert [run.id for run in journal.runs("a")] == [result.id for result in results]
-        # A third of the claim ttl, and a moment.
         _nobody_waited_longer_than(1.0, journal)
 
 
@@ -429,6 +422,7 @@ def _lose_data(server: RedisServer) -> None:
 def _nobody_waited_longer_than(seconds: float, journal: Journal) -> None:
     runs = journal.runs("a")
     waits = [following.start - run.end for run, following in itertools.pairwise(runs)]
+    # A third of the claim ttl, and a moment.
     assert max(waits) < seconds, waits
 
 

@@ -14,7 +14,6 @@ from tests.support.journal import Journal
 from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import POOLS, LoadApp, Pool, Settings, StartWorker
-from tests.worker.apps.patience import LONG, NOBODY_IS_PASSED_OVER, SOON, patience
 from tests.worker.faults import PATIENCE, received
 from tests.worker.parked import all_is_well, in_line, some
 
@@ -74,10 +73,8 @@ def _wait_and_run(
 def test_a_saturated_worker_does_not_hold_up_those_who_wait_elsewhere(
     pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
-    # Nobody is to wait for the end of an offer, nor to be passed over since a process is slow to come for its lease.
-    env = patience(claim=LONG, ahead=LONG)
-    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], wait=False, env=env)
-    second = worker(APP, queues=["second"], env=patience(claim=LONG, ahead=LONG, calling=LONG))
+    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], wait=False)
+    second = worker(APP, queues=["second"])
     first.wait_ready()
     tasks = load(APP)
     results = [tasks.hold.apply_async(("a",), queue="second")]
@@ -94,7 +91,7 @@ def test_a_saturated_worker_does_not_hold_up_those_who_wait_elsewhere(
         result.get(timeout=PATIENCE)
     runs = journal.runs("a")
     assert [run.id for run in runs] == [result.id for result in elsewhere]
-    assert runs[-1].start - runs[0].end < SOON
+    assert runs[-1].start - runs[0].end < 1.0
     for number in range(slots(pool)):
         journal.record("go", key=f"slot-{number}")
     all_is_well(tasks, results, journal, databases, (first, second))
@@ -135,10 +132,8 @@ def test_what_a_busy_consumer_does_not_take_in_time_goes_to_the_next(
     pool: Pool, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases
 ) -> None:
     conf = {"worker_prefetch_multiplier": 4}
-    # Nobody is to wait for the end of an offer.
-    env = patience(claim=LONG)
-    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], conf=conf, wait=False, env=env)
-    second = worker(APP, queues=["second"], env=env)
+    first = worker(APP, pool=pool, concurrency=slots(pool), queues=["first"], conf=conf, wait=False)
+    second = worker(APP, queues=["second"])
     first.wait_ready()
     tasks = load(APP)
     results = [tasks.hold.apply_async(("a",), queue="second")]
@@ -152,7 +147,7 @@ def test_what_a_busy_consumer_does_not_take_in_time_goes_to_the_next(
     results[2].get(timeout=PATIENCE)
     holder, following = journal.runs("a")
     assert following.id == results[2].id
-    assert following.start - holder.end < SOON
+    assert following.start - holder.end < 1.0
     journal.record("go", key="jam")
     all_is_well(tasks, results, journal, databases, (first, second))
 
@@ -229,7 +224,7 @@ class TestTheWorkerIsTold:
 
     @pytest.mark.slow
     def test_priorities(self, worker: StartWorker, load: LoadApp, journal: Journal, databases: Databases) -> None:
-        node = worker(APP, concurrency=2, queues=["first"], env=NOBODY_IS_PASSED_OVER)
+        node = worker(APP, concurrency=2, queues=["first"])
         tasks = load(APP)
         results = [tasks.hold.apply_async(("a",), queue="first")]
         journal.wait_for("start", key="a")

@@ -13,9 +13,9 @@ import pytest
 from celery import chain, chord, group
 
 from celery_distlock import LockContended
+from celery_distlock.task.run import PREDECESSOR_PATIENCE
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
-from tests.worker.apps.patience import LONG, patience
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = pytest.mark.xdist_group("successors")
@@ -23,36 +23,23 @@ pytestmark = pytest.mark.xdist_group("successors")
 APP = "tests.worker.apps.contention_successors"
 ROUNDS = 50
 EXPECTED = [r"LockContended", r"ValueError"]
-#: Seconds for which a predecessor is waited for where that ends: more than a process is held up for.
-UNTIL_GIVEN_UP = 4.0
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
 def shared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer
 ) -> Iterator[Shared]:
-    """A worker with one or two processes, where nobody gives up waiting for his predecessor."""
+    """A worker with one or two processes."""
     folder = tmp_path_factory.mktemp("successors")
-    options = {"concurrency": request.param, "may_log": EXPECTED, "env": patience(predecessor=LONG)}
-    with shared_workers(folder, redis_server, APP, **options) as shared:
+    with shared_workers(folder, redis_server, APP, concurrency=request.param, may_log=EXPECTED) as shared:
         yield shared
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Shared]:
-    """A worker with two processes, for what needs two at once; there, too, nobody gives up waiting."""
+    """A worker with two processes, for what needs a running predecessor."""
     folder = tmp_path_factory.mktemp("successors")
-    options = {"concurrency": 2, "may_log": EXPECTED, "env": patience(predecessor=LONG)}
-    with shared_workers(folder, redis_server, APP, **options) as shared:
-        yield shared
-
-
-@pytest.fixture(scope="module")
-def giving_up(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Shared]:
-    """A worker with two processes, where nobody waits for his predecessor for ever."""
-    folder = tmp_path_factory.mktemp("successors")
-    options = {"concurrency": 2, "may_log": EXPECTED, "env": patience(predecessor=UNTIL_GIVEN_UP)}
-    with shared_workers(folder, redis_server, APP, **options) as shared:
+    with shared_workers(folder, redis_server, APP, concurrency=2, may_log=EXPECTED) as shared:
         yield shared
 
 
@@ -137,22 +124,19 @@ class TestNeverRefused:
 class TestAChildOfARunningBody:
     """It has the parent id of a next link, and its parent may go on for hours."""
 
-    def test_it_waits_in_place_for_a_bounded_time_and_then_follows_its_policy(
-        self, giving_up: Shared, key: str
-    ) -> None:
-        parent = giving_up.tasks.publish_and_stay.delay(key)
-        (published,) = giving_up.journal.wait_for("published", key=key)
-        child = giving_up.tasks.app.AsyncResult(published["child"])
+    def test_it_waits_in_place_for_a_bounded_time_and_then_follows_its_policy(self, two: Shared, key: str) -> None:
+        parent = two.tasks.publish_and_stay.delay(key)
+        (published,) = two.journal.wait_for("published", key=key)
+        child = two.tasks.app.AsyncResult(published["child"])
         with pytest.raises(LockContended) as caught:
             child.get(timeout=PATIENCE)
         assert caught.value.holder is not None
         assert caught.value.holder["id"] == parent.id
-        (contended,) = giving_up.journal.entries("contended", id=child.id)
-        assert contended["t"] - published["began"] >= UNTIL_GIVEN_UP
-        assert contended["t"] - published["t"] < 2 * UNTIL_GIVEN_UP
-        # Though its parent goes on.
+        (contended,) = two.journal.entries("contended", id=child.id)
+        assert contended["t"] - published["began"] >= PREDECESSOR_PATIENCE
+        assert contended["t"] - published["t"] < PREDECESSOR_PATIENCE + 1.0
         assert not parent.ready()
-        giving_up.open_gate(key)
+        two.open_gate(key)
         assert parent.get(timeout=PATIENCE) == child.id
 
     def test_it_is_granted_the_lock_if_the_parent_ends_meanwhile(self, two: Shared, key: str) -> None:
@@ -165,27 +149,27 @@ class TestAChildOfARunningBody:
         assert parent.get(timeout=PATIENCE) == child.id
         nothing_was_refused(two, key, 2)
 
-    def test_it_waits_so_once_only(self, giving_up: Shared, key: str) -> None:
-        parent = giving_up.tasks.publish_and_stay.delay(key, "retries_once")
-        (published,) = giving_up.journal.wait_for("published", key=key)
-        child = giving_up.tasks.app.AsyncResult(published["child"])
+    def test_it_waits_so_once_only(self, two: Shared, key: str) -> None:
+        parent = two.tasks.publish_and_stay.delay(key, "retries_once")
+        (published,) = two.journal.wait_for("published", key=key)
+        child = two.tasks.app.AsyncResult(published["child"])
         with pytest.raises(LockContended):
             child.get(timeout=PATIENCE)
-        first, second = giving_up.journal.entries("contended", id=child.id)
-        assert first["t"] - published["began"] >= UNTIL_GIVEN_UP
+        first, second = two.journal.entries("contended", id=child.id)
+        assert first["t"] - published["began"] >= PREDECESSOR_PATIENCE
         # How long the second try was on its way to a process is another matter.
-        _, asked_again = giving_up.journal.entries("asking", key=key)
-        assert second["t"] - asked_again["t"] < UNTIL_GIVEN_UP / 2
-        giving_up.open_gate(key)
+        _, asked_again = two.journal.entries("asking", key=key)
+        assert second["t"] - asked_again["t"] < PREDECESSOR_PATIENCE / 2
+        two.open_gate(key)
         parent.get(timeout=PATIENCE)
 
-    def test_siblings_are_no_predecessors_of_each_other(self, giving_up: Shared, key: str) -> None:
-        children = giving_up.tasks.publish_group.delay(key).get(timeout=PATIENCE)
-        (contended,) = giving_up.journal.wait_for("contended", key=key)
+    def test_siblings_are_no_predecessors_of_each_other(self, two: Shared, key: str) -> None:
+        children = two.tasks.publish_group.delay(key).get(timeout=PATIENCE)
+        (contended,) = two.journal.wait_for("contended", key=key)
         assert contended["holder"] in children
         assert {contended["id"], contended["holder"]} == set(children)
-        giving_up.open_gate(key)
-        granted, refused = (giving_up.tasks.app.AsyncResult(contended[name]) for name in ("holder", "id"))
+        two.open_gate(key)
+        granted, refused = (two.tasks.app.AsyncResult(contended[name]) for name in ("holder", "id"))
         # Celery 5.5 tells the end of a task to the first object that stands for it: here, that of the parent's result.
         eventually(lambda: granted.ready() and refused.ready(), PATIENCE, "the ends of both")
         assert granted.get() == 0

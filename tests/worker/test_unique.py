@@ -28,7 +28,6 @@ from tests.support.servers import Databases
 from tests.support.waiting import eventually
 from tests.support.workers import LoadApp, Pool, StartWorker
 from tests.worker.behind import behind
-from tests.worker.parked import consume_also
 from tests.worker.shared import PATIENCE, Shared, shared_workers
 
 pytestmark = [pytest.mark.xdist_group("unique"), pytest.mark.also_in_zookeeper]
@@ -168,21 +167,20 @@ class TestEndings:
     @pytest.mark.parametrize("name", ["running_too", "late"])
     def test_a_child_that_is_killed_frees_the_place_at_once(self, shared: Shared, key: str, name: str) -> None:
         task = getattr(shared.tasks, name)
-        # A lease that nobody waits for; and Celery's report may take five seconds.
-        started(shared, key, task, lock={"ttl": 60.0})
+        started(shared, key, task)
         (run,) = shared.journal.runs(key)
         os.kill(run.pid, signal.SIGKILL)
-        free_again(shared, key, task, within=2.5)
+        # The lease was 3 s.
+        free_again(shared, key, task, within=1.5)
 
     @pytest.mark.parametrize("name", ["starting_queued", "starting_running"])
     def test_so_does_one_that_is_killed_before_the_task_begins(self, shared: Shared, key: str, name: str) -> None:
         task = getattr(shared.tasks, name)
-        # Its place is reserved for as long.
-        first = task.apply_async((key,), lock={"ttl": 60.0})
+        first = task.delay(key)
         (starting,) = shared.journal.wait_for("starting", key=key, id=first.id)
         assert task.delay(key).id == first.id
         os.kill(starting["pid"], signal.SIGKILL)
-        free_again(shared, key, task, within=2.5)
+        free_again(shared, key, task, within=1.5)
 
     def test_terminating_it_frees_the_place(self, shared: Shared, key: str) -> None:
         first = started(shared, key, shared.tasks.running_too)
@@ -331,11 +329,9 @@ class TestPublishers:
 
 class TestReplace:
     def test_the_older_one_is_revoked_and_the_newest_runs(self, shared: Shared, key: str) -> None:
-        # None of them begins before all of them are there.
         results = [
-            shared.tasks.replaced.apply_async((key, note), {"gate": False}, queue=key) for note in ("a", "b", "c")
+            shared.tasks.replaced.apply_async((key, note), {"gate": False}, countdown=0.8) for note in ("a", "b", "c")
         ]
-        consume_also(shared.tasks, shared.worker, key)
         assert results[2].get(timeout=PATIENCE) == "c"
         for older in results[:2]:
             with pytest.raises(TaskRevokedError, match="replaced by a newer call"):

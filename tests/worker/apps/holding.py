@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from celery_distlock import LockedTask, LockLost
@@ -47,12 +46,10 @@ def resting(key: str) -> str:
 
 
 @app.task(base=LockedTask, bind=True, lock_key=asked, lock_max_hold=1.0, lock_ttl=1.0)
-def stuck(
-    self: Any, key: str, seconds: float = 30.0, check: bool = False, over: Callable[[], object] = lambda: False
-) -> None:
+def stuck(self: Any, key: str, seconds: float = 30.0, check: bool = False) -> None:
     with running(key, id=self.request.id):
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not over():
+        while time.monotonic() < end:
             time.sleep(0.02)
             if check:
                 try:

@@ -10,9 +10,7 @@ from celery_distlock.signals import lock_parked, lock_woken
 from tests.support.apps import make_app
 from tests.support.journal import record, running
 from tests.worker.apps.gates import wait_at_gate
-from tests.worker.apps.patience import be_as_patient_as_told
 
-be_as_patient_as_told()
 app = make_app(__name__)
 
 WAIT: dict[str, Any] = {

@@ -14,9 +14,7 @@ from celery_distlock.worker.warden import Warden
 from tests.support.apps import make_app
 from tests.support.journal import record, running
 from tests.worker.apps.faults_bodies import in_run, until_told
-from tests.worker.apps.patience import be_as_patient_as_told
 
-be_as_patient_as_told()
 app = make_app(
     __name__,
     # A message that nobody refreshes is delivered again after two seconds, looked for every second.
